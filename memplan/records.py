@@ -1,0 +1,240 @@
+"""The hinge: what a run writes and anything may read.
+
+The measuring wing makes these values, the planning wing reads them, and neither imports the other.
+All times are seconds on one monotonic clock whose zero is the start of the run; all memory is bytes.
+Unknown is None; 0 means measured zero. Fields are only ever added, with a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+SCHEMA = "memplan.recording/1"
+
+Outcome = Literal["completed", "failed", "rejected", "unfinished", "not_sent"]
+SegmentKind = Literal["start", "load", "warmup", "idle", "step"]
+EndReason = Literal["finished", "interrupted", "engine_died"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A doubtful measurement, as a value that travels to every report."""
+
+    code: str
+    text: str
+    """What was seen, and what it no longer proves."""
+    hint: str
+    """The next thing to try."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as it will be sent: after classification, scaling and dilation."""
+
+    request_id: str
+    wave: str
+    """Requests of a wave are sent only when the wave before has ended; a trace is one wave."""
+    arrival_s: float
+    """Intended send time after the start of its wave."""
+    class_name: str
+    input_tokens: int
+    output_tokens: int
+    prefix_ids: tuple[int, ...] = ()
+    """Chained prefix blocks: equal ids mean equal leading tokens; meaningful by equality only."""
+    prefix_block_tokens: int | None = None
+    session_id: str | None = None
+    operation: str = "chat"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    trace_input_tokens: int | None = None
+    """Lengths as the trace had them, before scaling; None for synthetic requests."""
+    trace_output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """What became of one request."""
+
+    request_id: str
+    outcome: Outcome
+    reason: str | None = None
+    """For failed and rejected: a short word such as exceeds_context, engine_died."""
+    intended_s: float | None = None
+    sent_s: float | None = None
+    admitted_s: float | None = None
+    first_token_s: float | None = None
+    end_s: float | None = None
+    input_tokens_run: int = 0
+    """Counted by the engine, never re-tokenised text."""
+    output_tokens_run: int = 0
+    output_digest: str | None = None
+    """SHA-256 of the output token ids (first 16 hex digits), to compare runs without keeping text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """One request's part of one segment."""
+
+    request_id: str
+    kv_used_bytes: int
+    """Bytes of KV cache holding its tokens when the segment closed."""
+    kv_reserved_bytes: int
+    """Bytes of KV cache that the engine set aside for it, used or not."""
+    tokens: int
+    """Tokens scheduled for it in this segment (prompt tokens read plus tokens decoded)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One interval of an engine's life, with the exact peak inside it.
+
+    Segments of one engine start are contiguous. ``peak`` holds high-water marks that were reset
+    when the segment opened; ``gauges`` holds plain readings when it closed.
+    """
+
+    engine_start: int
+    """0 for the first engine process of the run, 1 for the next."""
+    kind: SegmentKind
+    start_s: float
+    end_s: float
+    peak: Mapping[str, int]
+    gauges: Mapping[str, int]
+    in_flight: tuple[InFlight, ...] = ()
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    close_s: float = 0.0
+    """What closing this segment cost the engine."""
+    waiting: int = 0
+    """Requests queued in the engine, not admitted, when the segment closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One reading of the outside probes. Sampled: it can miss a peak, a segment cannot."""
+
+    t_s: float
+    values: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine said of itself when it was ready; written once per engine start."""
+
+    engine: str
+    version: str
+    engine_start: int
+    ready_s: float
+    pids: tuple[int, ...]
+    device: str
+    """``cpu`` or ``cuda:N``."""
+    device_name: str | None = None
+    vocab_tokens: int
+    context_tokens: int
+    max_requests: int
+    kv_kind: Literal["growing", "reserved"]
+    """growing: blocks are resident only once written; reserved: the pool is resident from the start."""
+    kv_bytes_per_token: int
+    kv_pool_tokens: int
+    kv_block_tokens: int
+    weights_bytes: int
+    """Parameter bytes as stored by this variant."""
+    weights_mapped_bytes: int
+    """The part of it that is a file mapping, which replicas on one node share."""
+    start: Mapping[str, int]
+    """Gauges once the runtime was imported and before the model was loaded."""
+    loaded: Mapping[str, int]
+    """Gauges once the weights were loaded."""
+    load_peak: Mapping[str, int]
+    idle: Mapping[str, int]
+    """Gauges after the warm-up, with nothing in flight: what a class is charged on top of."""
+    load_s: float
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Everything else that moves bytes: dtype, threads, allocator environment, load mode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """The machine that a run was measured on."""
+
+    hostname: str
+    kernel: str
+    cpu_model: str
+    cpu_count: int
+    memory_bytes: int
+    swap_bytes: int
+    python: str
+    libc: str
+    transparent_hugepages: str
+    gpus: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadFacts:
+    """Where the requests came from and what was done to them."""
+
+    source: str
+    format: str
+    sha256: str | None
+    rows_read: int
+    rows_kept: int
+    dropped: Mapping[str, int]
+    span_s: float
+    """From the first arrival to the last one kept, before dilation."""
+    length_scale: float = 1.0
+    dilation: float = 1.0
+    class_rules: Mapping[str, str] = field(default_factory=dict)
+    """Class name → the rule that names it, as text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """What is needed to believe a run in two years; written before anything is measured."""
+
+    schema: str
+    kind: Literal["replay", "profile"]
+    run_id: str
+    started_at: str
+    """UTC, ISO 8601."""
+    memplan_version: str
+    command: tuple[str, ...]
+    deployment_name: str
+    variant: str
+    deployment: Mapping[str, object]
+    """model.yaml as it was resolved for this variant, every default filled in."""
+    model_digest: str | None
+    workload: WorkloadFacts
+    machine: MachineFacts
+    sample_period_s: float
+    drift_bound_bytes: int
+    """The kernel may report a high-water mark too low by at most this much (per-CPU counters)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """The last thing written; a run without it was cut off."""
+
+    reason: EndReason
+    ended_s: float
+    client_cpu_s: float
+    client_peak_bytes: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """A run folder, read."""
+
+    path: str
+    header: RunHeader
+    engines: tuple[EngineFacts, ...]
+    requests: tuple[Request, ...]
+    """In the order of the schedule."""
+    outcomes: Mapping[str, RequestRecord]
+    """By request id; every scheduled request has one."""
+    segments: tuple[Segment, ...]
+    samples: tuple[Sample, ...]
+    findings: tuple[Finding, ...]
+    """Those of the run itself, and those made while reading it."""
+    end: RunEnd | None

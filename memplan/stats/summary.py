@@ -1,0 +1,171 @@
+"""A recording in, one RunSummary out: what each request class cost in memory, and what that rests on.
+
+It holds no opinion about money or nodes, reads no file, and never invents a percentile: one that
+the run cannot support is None and leaves a Finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memplan.records import Finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantile:
+    """One percentile with its interval; ``value`` None means withheld, see the findings."""
+
+    p: float
+    """0..1"""
+    value: float | None
+    low: float | None
+    high: float | None
+    """Two-sided 95 % bounds; None where the sample holds no such bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """p50, p95, p99 and the largest value seen, over ``n`` requests, by ``method``."""
+
+    n: int
+    """Independent units behind the figures: requests, not samples."""
+    method: str
+    p50: Quantile
+    p95: Quantile
+    p99: Quantile
+    peak: float | None
+    """The largest value observed: an observation of this run, not a statistic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceMemory:
+    """Memory of one class in one place: ``cpu`` (host) or ``gpu``. All values are bytes."""
+
+    co_resident: Percentiles
+    """The process's resident bytes while at least one request of the class was in flight."""
+    attributed: Percentiles
+    """Each request's own KV and its share of activations and of reserved, unused KV, at its peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSummary:
+    name: str
+    rule: str
+    requests: int
+    completed: int
+    failed: int
+    rejected: int
+    unfinished: int
+    not_sent: int
+    reasons: Mapping[str, int]
+    """Why requests failed or were rejected."""
+    input_tokens: Percentiles
+    output_tokens: Percentiles
+    cpu: PlaceMemory
+    gpu: PlaceMemory | None
+    ttft_s: Percentiles
+    tpot_s: Percentiles
+    e2e_s: Percentiles
+    """From the intended send time, so that a late sender does not flatter the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """Where the peak went. The parts and ``unexplained_bytes`` add up to ``total_bytes``."""
+
+    place: str
+    """``cpu`` or ``gpu``"""
+    total_bytes: int
+    at_s: float
+    """When the segment that holds the peak closed."""
+    weights_bytes: int
+    kv_bytes: int
+    activations_bytes: int
+    runtime_bytes: int
+    allocator_slack_bytes: int
+    page_cache_bytes: int
+    unexplained_bytes: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """How well the replay kept the schedule."""
+
+    schedule_lag_s: Percentiles
+    peak_in_flight: int
+    dilation: float
+    length_scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """What measuring cost, none of it inside the figures above."""
+
+    client_cpu_s: float | None
+    client_peak_bytes: int | None
+    segment_median_s: float | None
+    """What closing one segment cost the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoloCost:
+    """What one request of a class added when it ran alone in a fresh process (from a profile)."""
+
+    class_name: str
+    input_tokens: int
+    output_tokens: int
+    n: int
+    median_bytes: float
+    min_bytes: float
+    max_bytes: float
+    kv_bytes: int
+    """The formula's KV bytes for its tokens, to hold against the measurement."""
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One step of the profile's ladder, in the order it ran."""
+
+    wave: str
+    requests: int
+    tokens_per_request: int
+    idle_bytes: int
+    peak_bytes: int
+    kv_bytes: int
+    e2e_s: float | None
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One recording, summarised."""
+
+    path: str
+    kind: str
+    run_id: str
+    deployment_name: str
+    variant: str
+    idle_bytes: int | None
+    """Host resident bytes with nothing in flight."""
+    peak_bytes: int | None
+    """Host: the largest of all segments' exact peaks and of all samples."""
+    gpu_idle_bytes: int | None
+    gpu_peak_bytes: int | None
+    load_peak_bytes: int | None
+    shared_bytes: int
+    """Mapped weights that replicas on one node hold once."""
+    classes: tuple[ClassSummary, ...]
+    attribution: Attribution | None
+    gpu_attribution: Attribution | None
+    solo: tuple[SoloCost, ...]
+    rungs: tuple[Rung, ...]
+    fidelity: Fidelity | None
+    overhead: Overhead
+    completed_per_s: float | None
+    """Completed requests over the time from the first send to the last end."""
+    output_tokens_per_s: float | None
+    duration_s: float
+    findings: tuple[Finding, ...]
