@@ -14,7 +14,8 @@ from typing import Literal
 SCHEMA = "memplan.recording/1"
 
 Outcome = Literal["completed", "failed", "rejected", "unfinished", "not_sent"]
-SegmentKind = Literal["start", "load", "warmup", "idle", "step"]
+SegmentKind = Literal["start", "load", "warmup", "idle", "step", "release"]
+"""release: between a step and the next, while finished requests' memory is given back."""
 EndReason = Literal["finished", "interrupted", "engine_died"]
 
 
@@ -115,6 +116,17 @@ class Sample:
 
     t_s: float
     values: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlantedSpike:
+    """An allocation of known size that a self-test made inside the engine process."""
+
+    spike_bytes: int
+    resident_s: float
+    """When all of it was resident."""
+    gone_s: float
+    """When giving it back began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +247,7 @@ class Recording:
     """By request id; every scheduled request has one."""
     segments: tuple[Segment, ...]
     samples: tuple[Sample, ...]
+    planted: tuple[PlantedSpike, ...]
     findings: tuple[Finding, ...]
     """Those of the run itself, and those made while reading it."""
     end: RunEnd | None

@@ -1,0 +1,100 @@
+"""The engine seam: something that takes requests and says, step by step, what became of them.
+
+Four methods. A trace is open-loop, with many requests in flight at once, so running a request is
+split into ``submit`` and ``poll``; a thread per request would cost memory and time of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from memplan.clock import Clock, VirtualClock
+from memplan.errors import EngineError
+from memplan.records import EngineFacts, PlantedSpike, Request, RequestRecord, Segment
+
+if TYPE_CHECKING:  # the worker imports this package, and pydantic is no part of an engine's memory
+    from memplan.specs import Deployment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A request is over; intended and sent times are the replay's to fill in."""
+
+    record: RequestRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentClosed:
+    segment: Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planted:
+    spike: PlantedSpike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """The engine is gone; what was in flight is lost. Nothing follows."""
+
+    reason: str
+
+
+EngineEvent = Ended | SegmentClosed | Planted | Died
+
+
+class Engine(Protocol):
+    """One engine process (or its stand-in). All times it reports are seconds since the epoch given."""
+
+    def start(self) -> EngineFacts:
+        """Loads the model and returns when requests can be taken. Raises EngineError."""
+        ...
+
+    def submit(self, request: Request, prompt: Sequence[int]) -> None:
+        """Hands over a request with its prompt's token ids; returns at once."""
+        ...
+
+    def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
+        """What happened since the last call, waiting at most ``timeout_s`` for the first thing."""
+        ...
+
+    def stop(self) -> tuple[EngineEvent, ...]:
+        """Ends the engine, whatever its state, and returns what it had still to say."""
+        ...
+
+
+def open_engine(
+    deployment: Deployment, *, clock: Clock, epoch_s: float, engine_start: int, log: Path
+) -> Engine:
+    """The engine that a deployment names. ``log`` takes what the engine process prints."""
+    match deployment.engine:
+        case "scripted":
+            from memplan.engines.scripted import ScriptedEngine
+
+            if not isinstance(clock, VirtualClock):
+                raise EngineError("the scripted engine needs the scripted clock", hint="a bug")
+            return ScriptedEngine(deployment, clock=clock, epoch_s=epoch_s, number=engine_start)
+        case "torch" | "ballast":
+            from memplan.engines.embedded import EmbeddedEngine
+
+            return EmbeddedEngine(deployment, epoch_s=epoch_s, number=engine_start, log=log)
+
+
+def context_tokens_of(deployment: Deployment) -> int:
+    """The longest request, prompt and answer together, that the deployment can take.
+
+    Brings the model into a loadable form if it is not yet, which can take seconds on first use.
+    Raises MachineError when the engine's packages or the model's package are missing.
+    """
+    match deployment.engine:
+        case "torch":
+            from memplan.engines.torch.prepare import model_context_tokens
+
+            model_tokens = model_context_tokens(deployment)
+        case "scripted" | "ballast":
+            assert deployment.script is not None
+            model_tokens = deployment.script.context_tokens
+    return min(model_tokens, deployment.settings.context_tokens or model_tokens)

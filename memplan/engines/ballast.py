@@ -1,0 +1,85 @@
+"""A runner whose memory is known to the byte: it holds and touches what its script says, and sleeps.
+
+It computes nothing. It exists so that what memplan reports can be held against a truth, in a real
+process, through the same scheduler, worker and channel as the real engine.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from memplan.engines.meter import DevicePeaks
+from memplan.engines.scheduler import Row
+from memplan.procfs import PAGE_BYTES
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+class BallastRunner:
+    """Weights, runtime, KV blocks and activations as anonymous memory, resident from first touch."""
+
+    def __init__(self, settings: Mapping[str, Any], script: Mapping[str, Any]) -> None:
+        self.version = "1"
+        self.device = "cpu"
+        self.device_name: str | None = None
+        self.vocab_tokens: int = script["vocab_tokens"]
+        self.context_tokens: int = script["context_tokens"]
+        self.weights_bytes: int = script["weights_bytes"]
+        self.weights_mapped_bytes = 0
+        self.kv_bytes_per_token: int = script["kv_bytes_per_token"]
+        self.kv_is_reserved = False
+        self._script = script
+        self._block_bytes = settings["block_tokens"] * self.kv_bytes_per_token
+        self._block_stride = -(-self._block_bytes // PAGE_BYTES) * PAGE_BYTES
+        self._runtime = _resident(script["runtime_bytes"])
+
+    def load(self) -> None:
+        self._weights = _resident(self.weights_bytes)
+
+    def open_pool(self, blocks: int) -> None:
+        self._pool = mmap.mmap(-1, blocks * self._block_stride, flags=_FLAGS)
+
+    def run(self, rows: tuple[Row, ...]) -> list[int]:
+        for row in rows:
+            self._touch(row)
+        prefill = sum(row.count for row in rows if not row.is_decode)
+        activations = _resident(
+            self._script["activation_bytes_per_token"] * sum(row.count for row in rows)
+        )
+        decode_s = self._script["decode_s_per_step"] if any(r.is_decode for r in rows) else 0.0
+        time.sleep(prefill / self._script["prefill_tokens_per_s"] + decode_s)
+        activations.close()
+        return [1 for row in rows if row.wants_token]
+
+    def release(self, blocks: tuple[int, ...]) -> None:
+        for block in blocks:
+            self._pool.madvise(mmap.MADV_DONTNEED, block * self._block_stride, self._block_stride)
+
+    def device_peaks(self) -> DevicePeaks | None:
+        return None
+
+    def weights_resident(self) -> Mapping[str, int]:
+        return {
+            "engine.weights_resident": self.weights_bytes,
+            "engine.weights_resident_mapped": 0,
+        }
+
+    def settings(self) -> Mapping[str, str]:
+        return {"memory": "anonymous, touched; nothing is computed"}
+
+    def _touch(self, row: Row) -> None:
+        """Writes one byte a page of each block that the row's tokens fall into."""
+        block_tokens = self._block_bytes // self.kv_bytes_per_token
+        first = row.start // block_tokens
+        last = (row.start + row.count - 1) // block_tokens
+        for block in row.sequence.blocks[first : last + 1]:
+            start = block * self._block_stride
+            for page in range(start, start + self._block_stride, PAGE_BYTES):
+                self._pool[page] = 1
+
+
+def _resident(size_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, max(size_bytes, PAGE_BYTES), flags=_FLAGS | mmap.MAP_POPULATE)

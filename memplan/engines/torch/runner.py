@@ -1,0 +1,223 @@
+"""Computes one step with transformers' model code over our KV pool. One code path, CPU and CUDA."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from memplan.engines.meter import DevicePeaks
+from memplan.engines.scheduler import Row
+from memplan.engines.torch.attention import NAME, PagedAttention
+from memplan.engines.torch.pool import KvPool
+from memplan.procfs import file_mappings, give_back, resident_bytes
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchRunner:
+    """Weights from a prepared folder, mapped; greedy decoding; logits only where a token is due."""
+
+    def __init__(self, settings: Mapping[str, Any], model_folder: str) -> None:
+        if settings["threads"]:
+            torch.set_num_threads(settings["threads"])
+        self._settings = settings
+        self._folder = Path(model_folder)
+        self._device = torch.device(_device_of(settings["device"]))
+        config = AutoConfig.from_pretrained(model_folder)
+        text = config.get_text_config()
+        self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        self.device = "cpu" if self._device.type == "cpu" else f"cuda:{self._device.index or 0}"
+        self.device_name = (
+            None if self._device.type == "cpu" else torch.cuda.get_device_name(self._device)
+        )
+        self.vocab_tokens: int = text.vocab_size
+        self.context_tokens: int = text.max_position_embeddings
+        self._layer_count: int = text.num_hidden_layers
+        heads: int = text.num_attention_heads
+        self._kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
+        self._head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
+        self._dtype = _DTYPES["fp32" if settings["weights"] == "fp32" else "bf16"]
+        self._kv_dtype = self._dtype if settings["kv"] == "auto" else _DTYPES[settings["kv"]]
+        # Keys and values of every layer: 2 · layers · kv_heads · head_dim · bytes
+        # (transformers' DynamicCache holds exactly this many).
+        self.kv_bytes_per_token = (
+            2 * self._layer_count * self._kv_heads * self._head_dim * self._kv_dtype.itemsize
+        )
+        self.kv_is_reserved = self._device.type != "cpu"
+
+    def load(self) -> None:
+        AttentionInterface.register(NAME, self._attend)
+        AttentionMaskInterface.register(NAME, _no_mask)
+        model = AutoModelForCausalLM.from_pretrained(
+            self._folder, dtype=self._dtype, attn_implementation=NAME
+        )
+        model.eval()
+        model.requires_grad_(False)
+        if self._settings["weights"] == "int8":
+            _quantize_int8(model)
+            # The full-precision pages it was quantized from are clean file pages: without this
+            # they stay resident, and int8 would save nothing.
+            self._give_back_file_pages()
+        self._model = model.to(self._device)
+        self._storages = _storages(model)
+        self.weights_bytes = sum(self._storages.values())
+        self.weights_mapped_bytes = self._mapped(self._storages)
+
+    def open_pool(self, blocks: int) -> None:
+        block_tokens = self._settings["block_tokens"]
+        self._pool = KvPool(
+            blocks=blocks,
+            block_tokens=block_tokens,
+            layer_count=self._layer_count,
+            kv_heads=self._kv_heads,
+            head_dim=self._head_dim,
+            dtype=self._kv_dtype,
+            device=self._device,
+        )
+        self._attention = PagedAttention(
+            self._pool, block_tokens=block_tokens, device=self._device
+        )
+
+    @torch.no_grad()
+    def run(self, rows: tuple[Row, ...]) -> list[int]:
+        ids: list[int] = []
+        positions: list[int] = []
+        newest: list[int] = []
+        for row in rows:
+            span = range(row.start, row.start + row.count)
+            ids.extend(row.sequence.token(position) for position in span)
+            positions.extend(span)
+            if row.wants_token:
+                newest.append(len(ids) - 1)
+        self._attention.prepare(rows)
+        if not newest:  # a prompt chunk in the middle: no logits, but their shape must exist
+            newest_tensor = torch.tensor([len(ids) - 1], device=self._device)
+        else:
+            newest_tensor = torch.tensor(newest, device=self._device)
+        output = self._model(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            use_cache=False,
+            logits_to_keep=newest_tensor,
+        )
+        chosen: list[int] = output.logits[0].argmax(dim=-1).tolist()
+        return chosen[: len(newest)]
+
+    def release(self, blocks: tuple[int, ...]) -> None:
+        self._pool.release(blocks)
+
+    def device_peaks(self) -> DevicePeaks | None:
+        if self._device.type == "cpu":
+            return None
+        return self._read_cuda
+
+    def weights_resident(self) -> Mapping[str, int]:
+        if self._device.type != "cpu":
+            return {"engine.weights_resident": 0, "engine.weights_resident_mapped": 0}
+        mapped = file_mappings(str(self._folder))
+        on_host = {
+            address: resident_bytes(address, size) for address, size in self._storages.items()
+        }
+        return {
+            "engine.weight_files_resident": sum(
+                resident_bytes(start, end - start) for start, end in mapped
+            ),
+            "engine.weights_resident": sum(on_host.values()),
+            "engine.weights_resident_mapped": sum(
+                bytes_ for address, bytes_ in on_host.items() if _within(address, mapped)
+            ),
+        }
+
+    def settings(self) -> Mapping[str, str]:
+        kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("MALLOC_", "GLIBC_"))}
+        return {
+            "weights": self._settings["weights"],
+            "compute_dtype": str(self._dtype).removeprefix("torch."),
+            "kv_dtype": str(self._kv_dtype).removeprefix("torch."),
+            "load_mode": "mapped safetensors",
+            "threads": str(torch.get_num_threads()),
+            "model_folder": self._folder.name,
+            "ld_preload": os.environ.get("LD_PRELOAD", ""),
+            **kept,
+        }
+
+    # --- steps -----------------------------------------------------------------------------
+
+    def _attend(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        return self._attention.attend(*args, **kwargs)
+
+    def _read_cuda(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        stats = torch.cuda.memory_stats(self._device)
+        free, total = torch.cuda.mem_get_info(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        name = f"cuda.{self._device.index or 0}"
+        peak = {
+            f"{name}.allocated": stats["allocated_bytes.all.peak"],
+            f"{name}.reserved": stats["reserved_bytes.all.peak"],
+        }
+        gauges = {
+            f"{name}.allocated": stats["allocated_bytes.all.current"],
+            f"{name}.reserved": stats["reserved_bytes.all.current"],
+            f"{name}.device_used": total - free,
+        }
+        return peak, gauges
+
+    def _mapped(self, storages: Mapping[int, int]) -> int:
+        mapped = file_mappings(str(self._folder))
+        return sum(size for address, size in storages.items() if _within(address, mapped))
+
+    def _give_back_file_pages(self) -> None:
+        for start, end in file_mappings(str(self._folder)):
+            give_back(start, end - start)
+
+
+def _device_of(setting: str) -> str:
+    if setting == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if setting == "cuda" else setting
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The paged attention makes its own masks."""
+    return
+
+
+def _quantize_int8(model: torch.nn.Module) -> None:
+    """Every linear layer but the head (often tied to the embedding), one module at a time."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    def is_inner_linear(module: torch.nn.Module, name: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and not re.search(r"(^|\.)lm_head$", name)
+
+    quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=is_inner_linear)
+
+
+def _storages(model: torch.nn.Module) -> dict[int, int]:
+    """Address → bytes of every distinct tensor that holds weights, quantized ones taken apart."""
+    found: dict[int, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        for part in _plain(tensor):
+            found[part.data_ptr()] = part.numel() * part.element_size()
+    return found
+
+
+def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """A quantized tensor is a wrapper; its bytes are in the tensors that it is made of."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return [tensor]
+    names, _ = flatten()
+    return [part for name in names for part in _plain(getattr(tensor, name))]
+
+
+def _within(address: int, ranges: list[tuple[int, int]]) -> bool:
+    return any(start <= address < end for start, end in ranges)

@@ -1,0 +1,329 @@
+"""The process that runs an embedded engine: requests in, segments and endings out, one line a step.
+
+Started by ``embedded.EmbeddedEngine`` with one end of a socket pair. It measures only itself, and
+ends when memplan is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import os
+import signal
+import socket
+import sys
+import time
+from array import array
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from memplan.engines.channel import Channel, ChannelClosedError
+from memplan.engines.meter import DevicePeaks, SegmentMeter
+from memplan.engines.planted import SpikePlanter
+from memplan.engines.scheduler import Row, Scheduler, Sequence
+from memplan.records import EngineFacts, InFlight, RequestRecord, Segment, SegmentKind
+
+# Idle time is cut into segments of this length, so that a run's timeline has no long blanks.
+_IDLE_SEGMENT_S = 0.25
+_WARMUP_TOKENS = 16
+
+
+class Runner(Protocol):
+    """What computes. It owns weights and KV bytes; the scheduler owns which tokens run."""
+
+    version: str
+    device: str
+    device_name: str | None
+    vocab_tokens: int
+    context_tokens: int
+    weights_bytes: int
+    weights_mapped_bytes: int
+    kv_bytes_per_token: int
+    kv_is_reserved: bool
+
+    def load(self) -> None:
+        """Loads the weights."""
+        ...
+
+    def open_pool(self, blocks: int) -> None:
+        """Sets the KV pool up."""
+        ...
+
+    def run(self, rows: tuple[Row, ...]) -> list[int]:
+        """Computes a step; returns the next token id of each row that wants one, in order."""
+        ...
+
+    def release(self, blocks: tuple[int, ...]) -> None:
+        """These blocks hold nothing any more."""
+        ...
+
+    def device_peaks(self) -> DevicePeaks | None:
+        """None where the runner uses host memory only."""
+        ...
+
+    def weights_resident(self) -> Mapping[str, int]:
+        """``engine.weights_resident`` and, of it, ``engine.weights_resident_mapped``."""
+        ...
+
+    def settings(self) -> Mapping[str, str]:
+        """What else moves bytes, as text."""
+        ...
+
+
+def open_runner(config: Mapping[str, Any]) -> Runner:
+    """The runner that the deployment names; imports what it needs and loads nothing yet."""
+    match config["engine"]:
+        case "torch":
+            from memplan.engines.torch.runner import TorchRunner
+
+            return TorchRunner(config["settings"], config["model_folder"])
+        case "ballast":
+            from memplan.engines.ballast import BallastRunner
+
+            return BallastRunner(config["settings"], config["script"])
+        case other:
+            raise ValueError(f"no embedded engine is called {other!r}")
+
+
+class Worker:
+    """One engine start: loads, then runs steps until the channel closes or it is told to stop."""
+
+    def __init__(self, channel: Channel, config: Mapping[str, Any]) -> None:
+        self._channel = channel
+        self._config = config
+        self._settings = config["settings"]
+        self._meter = SegmentMeter(
+            epoch_s=config["epoch_s"], engine_start=config["engine_start"]
+        )
+        self._runner: Runner | None = None
+        self._scheduler: Scheduler | None = None
+        self._times: dict[str, dict[str, float]] = {}
+        self._planter: SpikePlanter | None = None
+
+    def run(self) -> None:
+        facts = self._load()
+        self._channel.send({"type": "ready", "facts": dataclasses.asdict(facts)})
+        while self._take_messages():
+            if self._scheduler is not None and self._scheduler.has_work:
+                self._step()
+        self._send(self._meter.close("idle", compose=True))
+
+    # --- start-up --------------------------------------------------------------------------
+
+    def _load(self) -> EngineFacts:
+        runner = open_runner(self._config)
+        start = self._closed("start")
+        began_s = time.monotonic()
+        runner.load()
+        self._runner = runner
+        self._meter.device = runner.device_peaks()
+        scheduler = self._open_pool(runner)
+        loaded = self._closed("load")
+        load_s = time.monotonic() - began_s
+        self._warm_up(runner, scheduler)
+        warm = self._closed("warmup")
+        # What the warm-up left behind in Python's own heap is not a cost of the first request.
+        gc.collect()
+        gc.freeze()
+        idle = self._closed("idle")
+        weights = runner.weights_resident()
+        self._scheduler = scheduler
+        self._plant()
+        return EngineFacts(
+            engine=self._config["engine"],
+            version=runner.version,
+            engine_start=self._config["engine_start"],
+            ready_s=self._meter.now_s(),
+            pids=(os.getpid(),),
+            device=runner.device,
+            device_name=runner.device_name,
+            vocab_tokens=runner.vocab_tokens,
+            context_tokens=self._context_tokens(runner),
+            max_requests=self._settings["max_requests"],
+            kv_kind="reserved" if runner.kv_is_reserved else "growing",
+            kv_bytes_per_token=runner.kv_bytes_per_token,
+            kv_pool_tokens=self._pool_blocks() * self._settings["block_tokens"],
+            kv_block_tokens=self._settings["block_tokens"],
+            weights_bytes=runner.weights_bytes,
+            weights_mapped_bytes=runner.weights_mapped_bytes,
+            start=dict(start.gauges),
+            loaded=dict(loaded.gauges),
+            load_peak=dict(loaded.peak),
+            idle={**idle.gauges, **weights, "host.warm_peak": warm.peak["host.hwm"]},
+            load_s=load_s,
+            settings=dict(runner.settings()),
+        )
+
+    def _closed(self, kind: SegmentKind) -> Segment:
+        segment = self._meter.close(kind, compose=True)
+        self._send(segment)
+        return segment
+
+    def _pool_blocks(self) -> int:
+        return int(self._settings["max_kv_tokens"]) // int(self._settings["block_tokens"])
+
+    def _context_tokens(self, runner: Runner) -> int:
+        asked = self._settings.get("context_tokens")
+        return min(asked, runner.context_tokens) if asked else runner.context_tokens
+
+    def _open_pool(self, runner: Runner) -> Scheduler:
+        runner.open_pool(self._pool_blocks())
+        return Scheduler(
+            pool_blocks=self._pool_blocks(),
+            block_tokens=self._settings["block_tokens"],
+            context_tokens=self._context_tokens(runner),
+            max_requests=self._settings["max_requests"],
+            max_batch_tokens=self._settings["max_batch_tokens"],
+        )
+
+    def _warm_up(self, runner: Runner, scheduler: Scheduler) -> None:
+        """Two small requests, so that lazily mapped weights are not billed to the first real ones."""
+        prompt_tokens = min(_WARMUP_TOKENS, self._context_tokens(runner) - 2)
+        for name in ("warmup-1", "warmup-2"):
+            prompt = [1 + i % (runner.vocab_tokens - 1) for i in range(prompt_tokens)]
+            scheduler.submit(Sequence(request_id=name, prompt=prompt, output_tokens=2))
+        scheduler.admit()
+        while scheduler.has_work:
+            rows = scheduler.next_rows()
+            scheduler.commit(rows, runner.run(rows))
+            runner.release(scheduler.retire()[1])
+
+    def _plant(self) -> None:
+        plan = self._config.get("self_test")
+        if plan:
+            self._planter = SpikePlanter(**plan, now_s=self._meter.now_s)
+            self._planter.start()
+
+    # --- running ---------------------------------------------------------------------------
+
+    def _take_messages(self) -> bool:
+        """Takes what memplan sent; waits for it when there is nothing to do. False: stop."""
+        assert self._scheduler is not None
+        busy = self._scheduler.has_work
+        messages = self._channel.receive(0 if busy else _IDLE_SEGMENT_S)
+        if not busy:
+            self._send(self._meter.close("idle"))
+        for message in messages:
+            match message["type"]:
+                case "stop":
+                    return False
+                case "submit":
+                    self._submit(message)
+        return True
+
+    def _submit(self, message: Mapping[str, Any]) -> None:
+        assert self._scheduler is not None
+        sequence = Sequence(
+            request_id=message["request_id"],
+            prompt=message["prompt"],
+            output_tokens=message["output_tokens"],
+        )
+        refusal = self._scheduler.submit(sequence)
+        if refusal is None:
+            self._times[sequence.request_id] = {}
+            return
+        record = RequestRecord(
+            request_id=refusal.request_id,
+            outcome="rejected",
+            reason=refusal.reason,
+            end_s=self._meter.now_s(),
+        )
+        self._channel.send({"type": "ended", "record": dataclasses.asdict(record)})
+
+    def _step(self) -> None:
+        scheduler, runner = self._scheduler, self._runner
+        assert scheduler is not None and runner is not None
+        now_s = self._meter.now_s()
+        for sequence in scheduler.admit():
+            self._times[sequence.request_id]["admitted_s"] = now_s
+        rows = scheduler.next_rows()
+        scheduler.commit(rows, runner.run(rows))
+        segment = self._meter.close(
+            "step",
+            in_flight=self._in_flight(rows),
+            prefill_tokens=sum(row.count for row in rows if not row.is_decode),
+            decode_tokens=sum(1 for row in rows if row.is_decode),
+            waiting=len(scheduler.waiting),
+            engine=self._kv_gauge(),
+        )
+        for row in rows:
+            if row.wants_token:
+                self._times[row.sequence.request_id].setdefault("first_token_s", segment.end_s)
+        finished, freed = scheduler.retire()
+        endings = [self._ending(sequence, segment.end_s) for sequence in finished]
+        self._send(segment, *endings)
+        if freed:
+            # In a segment of its own: the next step's peak must not start at memory already freed.
+            holders = segment.in_flight
+            runner.release(freed)
+            self._send(self._meter.close("release", in_flight=holders))
+
+    def _in_flight(self, rows: tuple[Row, ...]) -> tuple[InFlight, ...]:
+        assert self._scheduler is not None and self._runner is not None
+        per_token = self._runner.kv_bytes_per_token
+        scheduled = {row.sequence.request_id: row.count for row in rows}
+        return tuple(
+            InFlight(
+                request_id=s.request_id,
+                kv_used_bytes=s.computed * per_token,
+                kv_reserved_bytes=self._scheduler.reserved_tokens(s) * per_token,
+                tokens=scheduled.get(s.request_id, 0),
+            )
+            for s in self._scheduler.running
+        )
+
+    def _ending(self, sequence: Sequence, end_s: float) -> dict[str, Any]:
+        digest = hashlib.sha256(array("q", sequence.output).tobytes()).hexdigest()[:16]
+        record = RequestRecord(
+            request_id=sequence.request_id,
+            outcome="completed",
+            end_s=end_s,
+            input_tokens_run=len(sequence.prompt),
+            output_tokens_run=len(sequence.output),
+            output_digest=digest,
+            **self._times.pop(sequence.request_id),
+        )
+        return {"type": "ended", "record": dataclasses.asdict(record)}
+
+    def _kv_gauge(self) -> Mapping[str, int]:
+        """Bytes of the blocks that running requests hold: whole blocks, written or not."""
+        assert self._scheduler is not None and self._runner is not None
+        blocks = sum(len(s.blocks) for s in self._scheduler.running)
+        block_bytes = self._scheduler.block_tokens * self._runner.kv_bytes_per_token
+        return {"engine.kv_blocks": blocks * block_bytes}
+
+    def _send(self, segment: Segment, *endings: dict[str, Any]) -> None:
+        messages = [{"type": "segment", "segment": _segment_fields(segment)}, *endings]
+        if self._planter is not None:
+            messages += [
+                {"type": "planted", **dataclasses.asdict(spike)} for spike in self._planter.take()
+            ]
+        self._channel.send(*messages)
+
+
+def _segment_fields(segment: Segment) -> dict[str, Any]:
+    """Like dataclasses.asdict, without its deep copies: this runs once a step."""
+    fields = {name: getattr(segment, name) for name in _SEGMENT_FIELDS}
+    fields["in_flight"] = [
+        (f.request_id, f.kv_used_bytes, f.kv_reserved_bytes, f.tokens) for f in segment.in_flight
+    ]
+    return fields
+
+
+_SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(Segment))
+
+
+def main() -> None:
+    """``python -m memplan.engines.worker FD``: FD is the worker's end of the socket pair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # memplan ends the run, not the terminal
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        config = channel.receive(None)[0]
+        Worker(channel, config).run()
+    except ChannelClosedError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

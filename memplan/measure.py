@@ -1,0 +1,122 @@
+"""One variant under one workload, measured into one run folder: everything opened, run and closed."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import memplan
+from memplan.clock import Clock, MonotonicClock, VirtualClock
+from memplan.engines import open_engine
+from memplan.machine import read_machine
+from memplan.probes import open_probes
+from memplan.procfs import drift_bound_bytes
+from memplan.recording import ENGINE_LOG, RunWriter
+from memplan.records import SCHEMA, RunEnd, RunHeader, WorkloadFacts
+from memplan.replay import StopFlag, Watcher, replay
+from memplan.specs import Deployment
+from memplan.workload.ladder import Wave
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to measure and where to write it."""
+
+    kind: Literal["replay", "profile"]
+    deployment: Deployment
+    waves: tuple[Wave, ...]
+    workload: WorkloadFacts
+    folder: Path
+    command: tuple[str, ...]
+    sample_period_s: float
+    force: bool = False
+
+
+def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
+    """Runs the job; the folder can be read again whatever happens on the way.
+
+    Raises RecordingError before anything is measured when the folder cannot be written, and
+    EngineError when the engine cannot start.
+    """
+    clock: Clock = VirtualClock() if job.deployment.engine == "scripted" else MonotonicClock()
+    epoch_s = clock.now_s()
+    writer = RunWriter(job.folder, _header(job), force=job.force)
+    try:
+        return replay(
+            job.waves,
+            open_engine=lambda number: open_engine(
+                job.deployment,
+                clock=clock,
+                epoch_s=epoch_s,
+                engine_start=number,
+                log=job.folder / ENGINE_LOG,
+            ),
+            probes=open_probes(job.deployment),
+            writer=writer,
+            clock=clock,
+            epoch_s=epoch_s,
+            sample_period_s=job.sample_period_s,
+            stop=stop,
+            watcher=watcher,
+        )
+    finally:
+        writer.close()
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[StopFlag]:
+    """The first Ctrl-C (or SIGTERM) sets the flag; the second one ends memplan at once."""
+    stop = StopFlag()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.is_set:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_name(deployment: Deployment, kind: str) -> str:
+    """A folder name that sorts by time and says what it holds."""
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{now:%Y%m%dT%H%M%S}-{kind}-{deployment.name}-{deployment.variant}"
+
+
+def _header(job: Job) -> RunHeader:
+    return RunHeader(
+        schema=SCHEMA,
+        kind=job.kind,
+        run_id=secrets.token_hex(6),
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        memplan_version=memplan.__version__,
+        command=job.command,
+        deployment_name=job.deployment.name,
+        variant=job.deployment.variant,
+        deployment=job.deployment.resolved(),
+        model_digest=_model_digest(job.deployment),
+        workload=job.workload,
+        machine=read_machine(),
+        sample_period_s=job.sample_period_s,
+        drift_bound_bytes=drift_bound_bytes(os.cpu_count() or 1),
+    )
+
+
+def _model_digest(deployment: Deployment) -> str | None:
+    if deployment.model is None:
+        return None
+    from memplan.engines.torch.prepare import fingerprint  # noqa: PLC0415 - no torch in it
+
+    return fingerprint(deployment.model_file())

@@ -1,0 +1,101 @@
+"""How far a run is, on stderr: a bar with an ETA at a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from memplan.records import Request, Sample
+from memplan.units import bytes_text
+from memplan.workload.ladder import Wave
+
+# Decoding a token costs about as much as reading this many prompt tokens; it only shapes the ETA.
+_OUTPUT_WEIGHT = 10
+
+
+class ProgressWatcher:
+    """Progress in tokens, because requests differ a hundredfold in length."""
+
+    def __init__(self, label: str, waves: tuple[Wave, ...]) -> None:
+        self._console = Console(stderr=True)
+        self._label = label
+        self._requests = sum(len(wave.requests) for wave in waves)
+        self._total = sum(_work(request) for wave in waves for request in wave.requests)
+        self._ended = 0
+        self._done = 0
+        self._is_terminal = self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[requests]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            disable=not self._is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._drawn_s = -1.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._task = self._progress.add_task(
+            self._label, total=self._total, requests="", memory="starting the engine"
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def engine_starting(self, wave: str) -> None:
+        self._say(f"{self._label}: starting the engine ({wave})")
+
+    def wave_started(self, wave: Wave) -> None:
+        count = len(wave.requests)
+        self._say(f"{self._label}: {wave.name}, {count} request{'s' if count > 1 else ''}")
+
+    def request_ended(self, request: Request) -> None:
+        self._ended += 1
+        self._done += _work(request)
+
+    def sampled(self, sample: Sample, in_flight: int) -> None:
+        # Drawn here, twice a second: a drawing thread would take turns with the sender.
+        if self._task is None or sample.t_s - self._drawn_s < 0.5:
+            return
+        self._drawn_s = sample.t_s
+        resident = bytes_text(sample.values.get("host.rss"))
+        self._progress.update(
+            self._task,
+            completed=self._done,
+            requests=f"{self._ended}/{self._requests}",
+            memory=f"{in_flight} in flight, {resident}",
+            refresh=True,
+        )
+
+    def _say(self, text: str) -> None:
+        if self._is_terminal and self._task is not None:
+            self._progress.update(self._task, description=text, refresh=True)
+        else:
+            self._console.print(text, highlight=False)
+
+
+def _work(request: Request) -> int:
+    return request.input_tokens + _OUTPUT_WEIGHT * request.output_tokens

@@ -1,0 +1,361 @@
+"""A run folder: written append-only while a run is measured, and read again by everything else.
+
+header.json first, then one JSON line per request, segment and event, unbuffered, so that a killed
+process loses at most the line it was writing; samples go to an Arrow IPC stream, flushed every
+second. A torn tail is dropped and becomes a Finding. Files are never edited, only read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from memplan.errors import RecordingError
+from memplan.records import (
+    SCHEMA,
+    EngineFacts,
+    Finding,
+    PlantedSpike,
+    Recording,
+    Request,
+    RequestRecord,
+    RunEnd,
+    RunHeader,
+    Sample,
+    Segment,
+)
+
+HEADER, SCHEDULE, REQUESTS = "header.json", "schedule.jsonl", "requests.jsonl"
+SEGMENTS, EVENTS, TIMELINE = "segments.jsonl", "events.jsonl", "timeline.arrow"
+ENGINE_LOG = "engine.log"
+
+FLUSH_SAMPLES_S = 1.0
+
+T = TypeVar("T")
+
+
+class RunWriter:
+    """Writes one run folder. Every method raises RecordingError when the disk says no."""
+
+    def __init__(self, folder: Path, header: RunHeader, *, force: bool = False) -> None:
+        self.folder = folder
+        with _told(folder):
+            _make_folder(folder, force=force)
+            (folder / HEADER).write_text(_json(header) + "\n")
+            self._requests = _open_append(folder / REQUESTS)
+            self._segments = _open_append(folder / SEGMENTS)
+            self._events = _open_append(folder / EVENTS)
+        self._samples: list[Sample] = []
+        self._timeline: Any = None
+        self._columns: tuple[str, ...] = ()
+        self.sample_count = 0
+
+    def schedule(self, requests: Iterable[Request]) -> None:
+        """What is about to be sent: written whole, before anything is."""
+        with _told(self.folder):
+            lines = "".join(_json(request) + "\n" for request in requests)
+            (self.folder / SCHEDULE).write_text(lines)
+
+    def request(self, record: RequestRecord) -> None:
+        self._line(self._requests, _json(record))
+
+    def segment(self, segment: Segment) -> None:
+        self._line(self._segments, _json(segment))
+
+    def engine(self, facts: EngineFacts) -> None:
+        self._event("engine", facts)
+
+    def planted(self, spike: PlantedSpike) -> None:
+        self._event("planted", spike)
+
+    def finding(self, finding: Finding) -> None:
+        self._event("finding", finding)
+
+    def end(self, end: RunEnd) -> None:
+        self._event("end", end)
+
+    def sample(self, sample: Sample) -> None:
+        """Keeps a sample; written a second's worth at a time."""
+        self._samples.append(sample)
+        self.sample_count += 1
+        if sample.t_s - self._samples[0].t_s >= FLUSH_SAMPLES_S:
+            self.flush_samples()
+
+    def flush_samples(self) -> None:
+        if not self._samples:
+            return
+        import pyarrow as pa  # noqa: PLC0415 - 60 ms and 40 MB that only a measuring command pays
+
+        samples, self._samples = self._samples, []
+        with _told(self.folder):
+            if self._timeline is None:
+                self._columns = tuple(sorted({name for s in samples for name in s.values}))
+                fields = [("t_s", pa.float64()), *((name, pa.int64()) for name in self._columns)]
+                self._sink = (self.folder / TIMELINE).open("wb", buffering=0)
+                self._timeline = pa.ipc.new_stream(self._sink, pa.schema(fields))
+            columns = [pa.array([s.t_s for s in samples], pa.float64())]
+            for name in self._columns:
+                columns.append(pa.array([s.values.get(name) for s in samples], pa.int64()))
+            self._timeline.write_batch(pa.record_batch(columns, schema=self._timeline_schema()))
+
+    def close(self) -> None:
+        """Closes the files; the folder stays readable whatever happened before."""
+        try:
+            self.flush_samples()
+            if self._timeline is not None:
+                self._timeline.close()
+        finally:
+            if self._timeline is not None:
+                self._sink.close()
+            for fd in (self._requests, self._segments, self._events):
+                os.close(fd)
+
+    def _timeline_schema(self) -> Any:
+        import pyarrow as pa  # noqa: PLC0415
+
+        return pa.schema([("t_s", pa.float64()), *((name, pa.int64()) for name in self._columns)])
+
+    def _event(self, kind: str, value: EngineFacts | Finding | PlantedSpike | RunEnd) -> None:
+        self._line(self._events, _json(value, type=kind))
+
+    def _line(self, fd: int, text: str) -> None:
+        data = text.encode() + b"\n"
+        with _told(self.folder):
+            while data:
+                data = data[os.write(fd, data) :]
+
+
+def read_run(folder: Path) -> Recording:
+    """A finished, interrupted or cut-off run. Raises RecordingError when there is no run to read."""
+    header = _read_header(folder)
+    findings: list[Finding] = []
+    requests = tuple(_read_lines(folder / SCHEDULE, Request, findings))
+    records = {r.request_id: r for r in _read_lines(folder / REQUESTS, RequestRecord, findings)}
+    segments = tuple(_read_lines(folder / SEGMENTS, Segment, findings))
+    engines, planted, recorded, end = _read_events(folder / EVENTS, findings)
+    samples = _read_timeline(folder / TIMELINE, findings)
+    if end is None:
+        findings.append(
+            Finding(
+                code="run_cut_off",
+                text="The run has no end: it was killed or lost its disk. What was recorded until "
+                "then is shown; requests in flight at that moment count as unfinished.",
+                hint="Replay again for complete figures.",
+            )
+        )
+    started = {flight.request_id for segment in segments for flight in segment.in_flight}
+    for request in requests:
+        outcome = "unfinished" if request.request_id in started else "not_sent"
+        missing = RequestRecord(request_id=request.request_id, outcome=outcome)  # type: ignore[arg-type]
+        records.setdefault(request.request_id, missing)
+    return Recording(
+        path=str(folder),
+        header=header,
+        engines=engines,
+        requests=requests,
+        outcomes=records,
+        segments=segments,
+        samples=samples,
+        planted=planted,
+        findings=(*recorded, *findings),
+        end=end,
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def _make_folder(folder: Path, *, force: bool) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (force and (folder / HEADER).exists()):
+            is_run = (folder / HEADER).exists()
+            raise RecordingError(
+                f"{folder}: already holds {'a run' if is_run else 'files that are not a run'}",
+                hint="add --force to replace the run" if is_run else "choose another --out folder",
+            )
+        for name in (HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, ENGINE_LOG):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _open_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
+class _told:  # noqa: N801 - reads as a word at the `with`
+    """Turns what a disk says into a sentence."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, hint = "the disk is full", "free some space; what was written can still be read"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what, hint = "no permission to write here", "choose a folder of yours with --out"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            what, hint = "a file is in the way", "choose another folder with --out"
+        else:
+            what, hint = str(error), "choose another folder with --out"
+        raise RecordingError(f"{self._folder}: cannot write the run: {what}", hint=hint) from error
+
+
+def _json(value: object, **extra: str) -> str:
+    return json.dumps({**extra, **_fields(value)}, separators=(",", ":"), default=_fields)
+
+
+def _fields(value: object) -> dict[str, object]:
+    """A record as a mapping without its defaults' noise: one level, nested records by ``default``."""
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"not a record: {type(value).__name__}")
+    return {name: getattr(value, name) for name in _names(type(value))}
+
+
+@cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def _read_header(folder: Path) -> RunHeader:
+    path = folder / HEADER
+    try:
+        raw = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordingError(
+            f"{folder}: no {HEADER} here, so this is not a run folder",
+            hint="give the folder that `memplan replay` or `memplan profile` printed",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RecordingError(
+            f"{path}: cannot be read: {error}", hint="the run cannot be used; replay again"
+        ) from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        got = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise RecordingError(
+            f"{path}: schema is {got!r}, this memplan reads {SCHEMA!r}",
+            hint="read it with the memplan version that its header names",
+        )
+    return _build(RunHeader, raw)
+
+
+def _read_lines(path: Path, cls: type[T], findings: list[Finding]) -> Iterator[T]:
+    for raw in _json_lines(path, findings):
+        yield _build(cls, raw)
+
+
+def _json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
+    """Whole lines; a last line that was being written when the run died is dropped and said."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                if lines.read(1):
+                    raise RecordingError(
+                        f"{path}:{number}: broken in the middle: {error}",
+                        hint="the file was changed after the run; replay again",
+                    ) from error
+                findings.append(_torn(path.name))
+
+
+def _torn(name: str) -> Finding:
+    return Finding(
+        code="torn_tail",
+        text=f"The last entry of {name} was cut off and is left out.",
+        hint="Nothing to do, unless the run matters to the last second: then replay again.",
+    )
+
+
+def _read_events(
+    path: Path, findings: list[Finding]
+) -> tuple[
+    tuple[EngineFacts, ...], tuple[PlantedSpike, ...], list[Finding], RunEnd | None
+]:
+    engines: list[EngineFacts] = []
+    planted: list[PlantedSpike] = []
+    recorded: list[Finding] = []
+    end: RunEnd | None = None
+    for raw in _json_lines(path, findings):
+        match raw.pop("type", None):
+            case "engine":
+                engines.append(_build(EngineFacts, raw))
+            case "planted":
+                planted.append(_build(PlantedSpike, raw))
+            case "finding":
+                recorded.append(_build(Finding, raw))
+            case "end":
+                end = _build(RunEnd, raw)
+            case _:  # a newer memplan's event: what it means is not known here
+                continue
+    return tuple(engines), tuple(planted), recorded, end
+
+
+def _read_timeline(path: Path, findings: list[Finding]) -> tuple[Sample, ...]:
+    if not path.exists() or path.stat().st_size == 0:
+        return ()
+    import pyarrow as pa  # noqa: PLC0415
+
+    samples: list[Sample] = []
+    try:
+        with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            for batch in stream:
+                columns = batch.to_pydict()
+                times = columns.pop("t_s")
+                for i, t_s in enumerate(times):
+                    values = {name: column[i] for name, column in columns.items()}
+                    known = {name: value for name, value in values.items() if value is not None}
+                    samples.append(Sample(t_s=t_s, values=known))
+    except (pa.ArrowInvalid, OSError):
+        findings.append(_torn(path.name))
+    return tuple(samples)
+
+
+def _build(cls: type[T], raw: Mapping[str, Any]) -> T:
+    """A record from its JSON. Unknown fields are a newer memplan's and are passed over."""
+    hints = _hints(cls)
+    try:
+        return cls(**{name: _value(hints[name], v) for name, v in raw.items() if name in hints})
+    except (TypeError, KeyError) as error:
+        raise RecordingError(
+            f"a {cls.__name__} of this run cannot be read: {error}",
+            hint="the file was changed after the run; replay again",
+        ) from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _value(hint: Any, raw: Any) -> Any:
+    """JSON's lists and objects back into tuples and records, as the field's type says."""
+    origin = typing.get_origin(hint)
+    if raw is None:
+        return None
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        return tuple(_value(inner, item) for item in raw)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(a for a in typing.get_args(hint) if a is not type(None))
+        return _value(inner, raw)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, raw)
+    return raw

@@ -1,0 +1,318 @@
+"""Chart data in, plotly figures out, as the plain JSON values that plotly.js reads.
+
+Nothing is computed but units and colours. Names from a run are escaped, because plotly reads a
+small HTML in every label.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from memplan.report.series import (
+    BarPanel,
+    Chart,
+    Ladder,
+    LadderPoint,
+    MemoryAgainstLatency,
+    MemoryTimeline,
+    PeakParts,
+    PercentileBars,
+)
+from memplan.stats.summary import Quantile
+from memplan.units import GIB, MIB, bytes_text
+
+Figure = dict[str, Any]
+"""``data`` and ``layout``; the shape is plotly.js's, which no type here could narrow."""
+
+INK, MUTED, GRID, SHADE = "#1f2933", "#66707a", "#e6e9ec", "#f1f3f5"
+ACCENT, PEAK = "#1f5a8c", "#b3402e"
+# Told apart by people who do not see red or green, and in grey on paper.
+CLASS_COLOURS = ("#1f5a8c", "#e0912f", "#3f8f74", "#8c5a9e", "#8a8f94", "#c2605a", "#5aa7c7")
+PART_COLOURS = ("#274c6b", "#5c8bb0", "#a9c4d9", "#e0912f", "#f0c48a", "#b9bec3", "#b3402e")
+QUANTILE_COLOURS = ("#a9c4d9", "#5c8bb0", "#1f4a70")
+FONT = "Inter, 'Segoe UI', system-ui, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
+
+
+def figure_of(chart: Chart) -> Figure:
+    match chart:
+        case MemoryTimeline():
+            return _timeline(chart)
+        case PeakParts():
+            return _parts(chart)
+        case MemoryAgainstLatency():
+            return _scatter(chart)
+        case PercentileBars():
+            return _bars(chart)
+        case Ladder():
+            return _ladder(chart)
+
+
+def _timeline(chart: MemoryTimeline) -> Figure:
+    peaks = list(chart.peak_bytes)
+    known = [*(peak for peak in peaks if peak is not None), *chart.sample_bytes]
+    unit, name = _unit(max(known, default=0))
+    data: list[Figure] = [
+        {
+            "type": "scatter", "mode": "lines", "name": "exact peak of each segment",
+            "x": [*_rounded(chart.start_s), round(chart.end_s, 3)],
+            "y": _scaled([*peaks, *peaks[-1:]], unit),
+            "line": {"shape": "hv", "color": PEAK, "width": 1.6},
+        },
+        {
+            "type": "scatter", "mode": "lines", "name": chart.sample_name,
+            "x": _rounded(chart.sample_s), "y": _scaled(chart.sample_bytes, unit),
+            "line": {"color": ACCENT, "width": 1},
+        },
+    ]  # fmt: skip
+    if chart.idle_bytes is not None:
+        ends = [chart.start_s[0] if chart.start_s else 0.0, chart.end_s]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines",
+                "name": f"idle, {bytes_text(chart.idle_bytes)}",
+                "x": ends, "y": _scaled([chart.idle_bytes] * 2, unit),
+                "line": {"color": MUTED, "width": 1, "dash": "dash"},
+            }
+        )  # fmt: skip
+    for at, (class_name, counts) in enumerate(chart.in_flight):
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": f"{_safe(class_name)} in flight",
+                "x": [*_rounded(chart.start_s), round(chart.end_s, 3)],
+                "y": [*counts, *counts[-1:]],
+                "yaxis": "y2", "stackgroup": "in flight", "fillcolor": _colour(at),
+                "line": {"shape": "hv", "width": 0, "color": _colour(at)},
+            }
+        )  # fmt: skip
+    shaded = [
+        {
+            "type": "rect", "xref": "x", "yref": "paper", "x0": start_s, "x1": end_s,
+            "y0": 0, "y1": 1, "fillcolor": SHADE, "line": {"width": 0}, "layer": "below",
+        }
+        for start_s, end_s in chart.setup_end_s
+    ]  # fmt: skip
+    layout = _layout(
+        height=430,
+        xaxis={**_axis("seconds of the run"), "anchor": "y2"},
+        yaxis={**_axis(name), "domain": [0.34, 1], "rangemode": "tozero"},
+        yaxis2={**_axis("requests"), "domain": [0, 0.24], "rangemode": "tozero"},
+        shapes=shaded,
+        annotations=_peak_label(chart, unit),
+        hovermode="x unified",
+    )
+    return {"data": data, "layout": layout}
+
+
+def _peak_label(chart: MemoryTimeline, unit: float) -> list[Figure]:
+    known = [(peak, at) for at, peak in enumerate(chart.peak_bytes) if peak is not None]
+    if not known:
+        return []
+    peak, at = max(known)
+    return [
+        {
+            "text": f"peak {bytes_text(peak)}", "x": round(chart.start_s[at], 3),
+            "y": round(peak / unit, 4), "showarrow": True, "arrowhead": 0, "arrowwidth": 1,
+            "arrowcolor": PEAK, "ax": 44, "ay": -14, "font": {"size": 12, "color": PEAK},
+            "xanchor": "left",
+        }
+    ]  # fmt: skip
+
+
+def _parts(chart: PeakParts) -> Figure:
+    total = sum(value for _, value in chart.parts)
+    unit, name = _unit(total)
+    data = [
+        {
+            "type": "bar", "orientation": "h", "y": [""], "x": _scaled([value], unit),
+            "name": f"{part} {bytes_text(value)}", "text": [part], "textposition": "inside",
+            "insidetextanchor": "middle", "textangle": 0, "marker": {"color": PART_COLOURS[at]},
+            "hovertemplate": f"{part}: {bytes_text(value)}<extra></extra>",
+        }
+        for at, (part, value) in enumerate(chart.parts)
+    ]  # fmt: skip
+    layout = _layout(
+        height=210,
+        barmode="relative",
+        xaxis=_axis(name),
+        yaxis={"showticklabels": False, "fixedrange": True},
+        uniformtext={"minsize": 10, "mode": "hide"},
+    )
+    return {"data": data, "layout": layout}
+
+
+def _scatter(chart: MemoryAgainstLatency) -> Figure:
+    unit, name = _unit(max(point.kv_bytes for point in chart.points))
+    data = []
+    for at, class_name in enumerate(chart.class_names):
+        points = [point for point in chart.points if point.class_name == class_name]
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "name": _safe(class_name),
+                "x": _rounded([point.latency_s for point in points]),
+                "y": _scaled([point.kv_bytes for point in points], unit),
+                "text": [_safe(point.request_id) for point in points],
+                "marker": {
+                    "size": 8, "color": _colour(at), "opacity": 0.8,
+                    "symbol": ("circle", "square", "diamond", "cross", "x")[at % 5],
+                },
+                "hovertemplate": "%{text}: %{y:.2f} " + name + ", %{x:.2f} s<extra></extra>",
+            }
+        )  # fmt: skip
+    layout = _layout(
+        height=360,
+        xaxis={**_axis("end to end, s"), "rangemode": "tozero"},
+        yaxis={**_axis(f"own KV cache, {name}"), "rangemode": "tozero"},
+    )
+    return {"data": data, "layout": layout}
+
+
+def _bars(chart: PercentileBars) -> Figure:
+    data: list[Figure] = []
+    axes: Figure = {"annotations": []}
+    count = len(chart.panels)
+    for at, panel in enumerate(chart.panels):
+        suffix = "" if at == 0 else str(at + 1)
+        unit, unit_name = _panel_unit(panel)
+        left, right = at / count + 0.04 * bool(at), (at + 1) / count - 0.04 * (at + 1 < count)
+        axes[f"xaxis{suffix}"] = {**_axis(""), "domain": [left, right], "anchor": f"y{suffix}"}
+        axes[f"yaxis{suffix}"] = {
+            **_axis(unit_name), "anchor": f"x{suffix}", "rangemode": "tozero",
+        }  # fmt: skip
+        axes["annotations"].append(_heading(panel.title, left))
+        data.extend(_bar_traces(panel, suffix, unit))
+    layout = _layout(height=350, barmode="group", bargap=0.3, **axes)
+    layout["margin"]["t"] = 78
+    layout["legend"]["y"] = 1.14
+    return {"data": data, "layout": layout}
+
+
+def _bar_traces(panel: BarPanel, suffix: str, unit: float) -> list[Figure]:
+    labels = ("p50", "p95", "p99")
+    columns = [(one.p50, one.p95, one.p99) for _, one in panel.groups]
+    return [
+        {
+            "type": "bar", "name": label, "legendgroup": label, "showlegend": suffix == "",
+            "x": [_safe(name) for name, _ in panel.groups],
+            "y": _scaled([column[at].value for column in columns], unit),
+            "xaxis": f"x{suffix}", "yaxis": f"y{suffix}",
+            "marker": {"color": QUANTILE_COLOURS[at]},
+            "error_y": {
+                "type": "data", "symmetric": False, "color": INK, "thickness": 1, "width": 3,
+                "array": _scaled([_above(column[at]) for column in columns], unit),
+                "arrayminus": _scaled([_below(column[at]) for column in columns], unit),
+            },
+        }
+        for at, label in enumerate(labels)
+    ]  # fmt: skip
+
+
+def _above(quantile: Quantile) -> float | None:
+    if quantile.value is None or quantile.high is None:
+        return None
+    return quantile.high - quantile.value
+
+
+def _below(quantile: Quantile) -> float | None:
+    if quantile.value is None or quantile.low is None:
+        return None
+    return quantile.value - quantile.low
+
+
+def _panel_unit(panel: BarPanel) -> tuple[float, str]:
+    if panel.unit == "s":
+        return 1.0, "s"
+    values = [one.peak for _, one in panel.groups if one.peak is not None]
+    return _unit(max(values, default=0))
+
+
+def _ladder(chart: Ladder) -> Figure:
+    every = [point for _, points in chart.runs for point in points]
+    unit, name = _unit(max(max(point.measured_bytes, point.kv_bytes) for point in every))
+    data = [
+        trace
+        for at, (variant, points) in enumerate(chart.runs)
+        for trace in _ladder_traces(variant, points, _colour(at), unit)
+    ]
+    layout = _layout(
+        height=340,
+        xaxis={**_axis(chart.x_title), "rangemode": "tozero"},
+        yaxis={**_axis(f"over idle, {name}"), "rangemode": "tozero"},
+    )
+    return {"data": data, "layout": layout}
+
+
+def _ladder_traces(
+    variant: str, points: Sequence[LadderPoint], colour: str, unit: float
+) -> tuple[Figure, Figure]:
+    steps = [point.x for point in points]
+    measured: Figure = {
+        "type": "scatter", "mode": "markers+lines", "name": f"{_safe(variant)}, measured",
+        "x": steps, "y": _scaled([point.measured_bytes for point in points], unit),
+        "marker": {"size": 8, "color": colour}, "line": {"width": 1, "color": colour},
+    }  # fmt: skip
+    formula: Figure = {
+        "type": "scatter", "mode": "lines", "name": f"{_safe(variant)}, KV formula",
+        "x": steps, "y": _scaled([point.kv_bytes for point in points], unit),
+        "line": {"width": 1.5, "dash": "dash", "color": colour},
+    }  # fmt: skip
+    return measured, formula
+
+
+def _layout(height: int, **more: Any) -> Figure:
+    return {
+        "height": height,
+        "font": {"family": FONT, "size": 12, "color": INK},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "margin": {"l": 64, "r": 14, "t": 44, "b": 48},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        "hoverlabel": {"font": {"family": FONT, "size": 12}},
+        **more,
+    }
+
+
+def _axis(title: str) -> Figure:
+    return {
+        "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 8},
+        "gridcolor": GRID,
+        "zerolinecolor": GRID,
+        "linecolor": "#9aa5ad",
+        "automargin": True,
+        "exponentformat": "none",
+    }
+
+
+def _heading(text: str, x: float) -> Figure:
+    return {
+        "text": text, "x": x, "y": 1.0, "xref": "paper", "yref": "paper", "showarrow": False,
+        "xanchor": "left", "yanchor": "bottom", "font": {"size": 12, "color": MUTED},
+    }  # fmt: skip
+
+
+def _unit(largest_bytes: float) -> tuple[float, str]:
+    return (GIB, "GiB") if largest_bytes >= GIB else (MIB, "MiB")
+
+
+def _scaled(values: Sequence[float | None], unit: float) -> list[float | None]:
+    return [None if value is None else round(value / unit, 4) for value in values]
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+def _colour(at: int) -> str:
+    return CLASS_COLOURS[at % len(CLASS_COLOURS)]
+
+
+def _safe(name: str) -> str:
+    return html.escape(name)

@@ -1,0 +1,107 @@
+"""Runs beside each other, each against the first: what a technique saved and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from memplan.records import EngineFacts, Recording
+from memplan.report.pieces import Cell, Column, Section, Table
+from memplan.report.wording import NOTHING, Text, ratio_text
+from memplan.stats.summary import ClassSummary, RunSummary
+from memplan.units import bytes_text, seconds_text
+
+Runs = Sequence[tuple[RunSummary, Recording]]
+Measure = tuple[str, Sequence[float | None], Text]
+"""A row: its name, one value a run, and how the value is written."""
+
+
+def comparison_section(runs: Runs) -> Section | None:
+    """None for a single run."""
+    if len(runs) < 2:
+        return None
+    measures = (*_process_measures(runs), *_solo_measures(runs), *_class_measures(runs))
+    names = run_names(runs)
+    table = Table(
+        id=f"{runs[0][0].kind}-comparison-table",
+        title="Variants compared",
+        columns=(Column(title="", align="left"), *(Column(title=name) for name in names)),
+        rows=tuple(
+            _measure_row(measure)
+            for measure in measures
+            if any(value is not None for value in measure[1])
+        ),
+        notes=(f"The second line is the change against {names[0]}, the first of them.",),
+    )
+    return Section(
+        id=f"{runs[0][0].kind}-comparison",
+        title=f"Variants beside each other ({runs[0][0].kind})",
+        blocks=(table,),
+    )
+
+
+def run_names(runs: Runs) -> list[str]:
+    """The variant, with the run's id where two runs are of one variant."""
+    variants = [summary.variant for summary, _ in runs]
+    return [
+        one.variant if variants.count(one.variant) == 1 else f"{one.variant} ({one.run_id})"
+        for one, _ in runs
+    ]
+
+
+def _process_measures(runs: Runs) -> Iterator[Measure]:
+    summaries = [summary for summary, _ in runs]
+    engines = [next(iter(recording.engines), None) for _, recording in runs]
+    yield "weights as stored", [_weights(one) for one in engines], bytes_text
+    yield "idle", [one.idle_bytes for one in summaries], bytes_text
+    yield "peak while loading", [one.load_peak_bytes for one in summaries], bytes_text
+    yield "peak", [one.peak_bytes for one in summaries], bytes_text
+    yield "GPU idle", [one.gpu_idle_bytes for one in summaries], bytes_text
+    yield "GPU peak", [one.gpu_peak_bytes for one in summaries], bytes_text
+    yield "KV cache of one token", [_kv_per_token(one) for one in engines], bytes_text
+
+
+def _solo_measures(runs: Runs) -> Iterator[Measure]:
+    for name in dict.fromkeys(solo.class_name for one, _ in runs for solo in one.solo):
+        yield f"{name} alone adds", [_solo_bytes(one, name) for one, _ in runs], bytes_text
+    yield "slowest ladder step", [_slowest_s(one) for one, _ in runs], seconds_text
+
+
+def _class_measures(runs: Runs) -> Iterator[Measure]:
+    for name in dict.fromkeys(one.name for summary, _ in runs for one in summary.classes):
+        found = [_class_named(summary, name) for summary, _ in runs]
+        owned = [one.cpu.attributed.p95.value if one else None for one in found]
+        e2e = [one.e2e_s.p95.value if one else None for one in found]
+        yield f"{name} owns, p95", owned, bytes_text
+        yield f"{name} end to end, p95", e2e, seconds_text
+
+
+def _measure_row(measure: Measure) -> tuple[Cell, ...]:
+    name, values, text = measure
+    base = values[0]
+    cells = [
+        NOTHING
+        if value is None
+        else Cell(text=text(value), detail=ratio_text(value, base) if at and base else "")
+        for at, value in enumerate(values)
+    ]
+    return (Cell(text=name), *cells)
+
+
+def _weights(engine: EngineFacts | None) -> int | None:
+    return engine.weights_bytes if engine else None
+
+
+def _kv_per_token(engine: EngineFacts | None) -> int | None:
+    return engine.kv_bytes_per_token if engine else None
+
+
+def _solo_bytes(summary: RunSummary, class_name: str) -> float | None:
+    return next((one.median_bytes for one in summary.solo if one.class_name == class_name), None)
+
+
+def _slowest_s(summary: RunSummary) -> float | None:
+    return max((rung.e2e_s for rung in summary.rungs if rung.e2e_s is not None), default=None)
+
+
+def _class_named(summary: RunSummary, name: str) -> ClassSummary | None:
+    return next((one for one in summary.classes if one.name == name), None)

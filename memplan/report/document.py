@@ -1,0 +1,205 @@
+"""Summaries, recordings and a node catalog in, one frozen Document out: the report, not yet drawn.
+
+It computes no statistic and opens no file; what the summaries do not know it says is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memplan.plan.density import HEADROOM_RATIO, ReplicaNeed, need_of
+from memplan.plan.nodes import NodeSpec
+from memplan.records import Recording
+from memplan.report.comparison import comparison_section, run_names
+from memplan.report.density_section import LIMIT_NAMES, NodeOffer, density_section, offers_of
+from memplan.report.method_section import basis_section, origin_section, words_section
+from memplan.report.pieces import Document, FindingList, KeyFigure, Section
+from memplan.report.profile_sections import profile_sections
+from memplan.report.replay_sections import replay_sections
+from memplan.report.wording import interval_text, range_text
+from memplan.stats.summary import ClassSummary, RunSummary
+from memplan.units import bytes_text, usd_text
+
+Runs = Sequence[tuple[RunSummary, Recording]]
+
+
+def document_of(
+    runs: Runs, nodes: Sequence[NodeSpec] = (), *, headroom_ratio: float = HEADROOM_RATIO
+) -> Document:
+    """Replays first, then profiles, each in the order given.
+
+    Density and cost need a replay and a catalog: a ladder's peak is not the peak of any traffic.
+    """
+    replays = [run for run in runs if run[0].kind == "replay"]
+    profiles = [run for run in runs if run[0].kind != "replay"]
+    offers = [_offers(run, nodes, headroom_ratio) for run in replays]
+    sections: list[Section | None] = [comparison_section(replays)]
+    for number, (run, offered) in enumerate(zip(replays, offers, strict=True)):
+        prefix = f"run{number + 1}-"
+        title = f"{run_names(replays)[number]}: " if len(replays) > 1 else ""
+        found = _replay_part(run, nodes, offered, headroom_ratio, prefix)
+        sections.extend(_retitled(section, title) for section in found)
+    if profiles:
+        sections.append(comparison_section(profiles))
+        sections.extend(profile_sections([summary for summary, _ in profiles]))
+    for number, run in enumerate(profiles):
+        title = f"{run_names(profiles)[number]}: " if len(profiles) > 1 else ""
+        found = _evidence_part(run, f"profile{number + 1}-")
+        sections.extend(_retitled(section, title) for section in found)
+    sections.append(words_section())
+    first = (replays or profiles)[0]
+    best = next((one for one in offers[0] if one.density.replicas), None) if offers else None
+    return Document(
+        title=f"{first[0].deployment_name}: what each request class costs in memory",
+        subtitle=_subtitle(runs),
+        answer=_replay_answer(first[0], best) if replays else _profile_answer(profiles),
+        figures=_figures(first[0], best),
+        sections=tuple(section for section in sections if section is not None),
+    )
+
+
+def _need(run: tuple[RunSummary, Recording]) -> ReplicaNeed | None:
+    summary, recording = run
+    threads = recording.engines[-1].settings.get("threads", "") if recording.engines else ""
+    return need_of(summary, int(threads) if threads.isdecimal() else None)
+
+
+def _offers(
+    run: tuple[RunSummary, Recording], nodes: Sequence[NodeSpec], headroom_ratio: float
+) -> tuple[NodeOffer, ...]:
+    need = _need(run)
+    return offers_of(need, run[0], nodes, headroom_ratio) if need else ()
+
+
+def _replay_part(
+    run: tuple[RunSummary, Recording],
+    nodes: Sequence[NodeSpec],
+    offers: Sequence[NodeOffer],
+    headroom_ratio: float,
+    prefix: str,
+) -> tuple[Section, ...]:
+    summary, recording = run
+    need = _need(run)
+    priced = density_section(need, summary, nodes, offers, headroom_ratio, prefix) if need else None
+    return (
+        *replay_sections(summary, recording, prefix),
+        *((priced,) if priced and nodes else ()),
+        *_evidence_part(run, prefix),
+    )
+
+
+def _evidence_part(run: tuple[RunSummary, Recording], prefix: str) -> tuple[Section, ...]:
+    summary, recording = run
+    doubts = Section(
+        id=f"{prefix}findings",
+        title="What to doubt",
+        paragraphs=() if summary.findings else ("Nothing was found that weakens these figures.",),
+        blocks=(
+            (FindingList(id=f"{prefix}finding-list", findings=summary.findings),)
+            if summary.findings
+            else ()
+        ),
+    )
+    return (doubts, basis_section(summary, prefix), origin_section(recording, prefix))
+
+
+def _retitled(section: Section, before: str) -> Section:
+    return replace(section, title=f"{before}{section.title}")
+
+
+def _subtitle(runs: Runs) -> str:
+    summary, recording = runs[0]
+    header = recording.header
+    variants = list(dict.fromkeys(one.variant for one, _ in runs))
+    named = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
+    kinds = " and ".join(dict.fromkeys(one.kind for one, _ in runs))
+    return (
+        f"{kinds} of {header.workload.source}, {named}, on {header.machine.hostname} "
+        f"({header.machine.cpu_model}), {header.started_at[:10]}, run {summary.run_id}"
+    )
+
+
+def _heaviest(summary: RunSummary) -> ClassSummary | None:
+    """The class whose requests own most at p95; None where no class supports a p95."""
+    known = [one for one in summary.classes if one.cpu.attributed.p95.value is not None]
+    return max(known, key=lambda one: one.cpu.attributed.p95.value or 0, default=None)
+
+
+def _replay_answer(summary: RunSummary, best: NodeOffer | None) -> str:
+    heaviest = _heaviest(summary)
+    idle = f"the {bytes_text(summary.idle_bytes)} that the process holds idle"
+    if heaviest is None:
+        first = f"No class sent enough requests for a p95. On top of {idle},"
+        peak = f"traffic took the process to a peak of {bytes_text(summary.peak_bytes)}."
+        sentence = f"{first} {peak}"
+    else:
+        owned = bytes_text(heaviest.cpu.attributed.p95.value)
+        sentence = (
+            f"At p95 a {heaviest.name} request owns {owned} on top of {idle}; "
+            f"the process peaked at {bytes_text(summary.peak_bytes)}."
+        )
+    if best is None:
+        return sentence
+    limit = LIMIT_NAMES[best.density.limited_by]
+    return (
+        f"{sentence} The cheapest node for it, {best.node.instance}, would hold "
+        f"{best.density.replicas:,} such replicas "
+        f"({limit}-limited, not yet checked)."
+    )
+
+
+def _profile_answer(profiles: Runs) -> str:
+    first, *others = [summary for summary, _ in profiles]
+    sentence = f"Idle, {first.variant} holds {bytes_text(first.idle_bytes)}."
+    if first.solo:
+        most = max(first.solo, key=lambda solo: solo.median_bytes)
+        sentence += (
+            f" Alone, a {most.class_name} request of {most.input_tokens:,} tokens adds "
+            f"{bytes_text(most.median_bytes)}, where the KV formula says "
+            f"{bytes_text(most.kv_bytes)}."
+        )
+    known = [one for one in others if one.peak_bytes is not None]
+    least = min(known, key=lambda one: one.peak_bytes or 0, default=None)
+    if least is not None and first.peak_bytes is not None:
+        sentence += (
+            f" The leanest other variant, {least.variant}, peaks at "
+            f"{bytes_text(least.peak_bytes)} against {bytes_text(first.peak_bytes)}."
+        )
+    return sentence
+
+
+def _figures(summary: RunSummary, best: NodeOffer | None) -> tuple[KeyFigure, ...]:
+    figures = [
+        KeyFigure(name="idle", text=bytes_text(summary.idle_bytes), detail="nothing in flight"),
+        KeyFigure(name="peak", text=bytes_text(summary.peak_bytes), detail="the largest ever seen"),
+    ]
+    heaviest = _heaviest(summary)
+    if heaviest is not None:
+        p95 = heaviest.cpu.attributed.p95
+        figures.append(
+            KeyFigure(
+                name=f"one {heaviest.name} request, p95",
+                text=bytes_text(p95.value),
+                detail=f"{interval_text(p95, bytes_text)}, n {heaviest.cpu.attributed.n:,}",
+            )
+        )
+    if summary.solo:
+        most = max(summary.solo, key=lambda solo: solo.median_bytes)
+        spread = range_text(most.min_bytes, most.max_bytes, bytes_text)
+        figures.append(
+            KeyFigure(
+                name=f"one {most.class_name} request alone",
+                text=bytes_text(most.median_bytes),
+                detail=f"{spread}, n {most.n:,}",
+            )
+        )
+    if best is not None and best.usd_per_replica_month is not None:
+        figures.append(
+            KeyFigure(
+                name="one replica, a month",
+                text=usd_text(best.usd_per_replica_month),
+                detail=f"{best.density.replicas:,} on {best.node.instance}, on demand",
+            )
+        )
+    return tuple(figures)

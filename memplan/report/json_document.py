@@ -1,0 +1,198 @@
+"""Summaries as JSON for machines: raw bytes and seconds, versioned keys, null for unknown.
+
+A percentile that the run cannot support is null and a finding says so. docs/json-document.md
+explains every key; keys are only ever added within one schema version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memplan.records import Finding
+from memplan.stats.summary import (
+    Attribution,
+    ClassSummary,
+    Fidelity,
+    Overhead,
+    Percentiles,
+    PlaceMemory,
+    RunSummary,
+)
+
+REPLAY_SCHEMA = "memplan.replay/1"
+PROFILE_SCHEMA = "memplan.profile/1"
+
+Json = dict[str, Any]
+
+
+def replay_document(summary: RunSummary) -> Json:
+    """One replay; every value is ready for ``json.dumps``."""
+    return {
+        "schema": REPLAY_SCHEMA,
+        **_identity(summary),
+        "classes": [_class(one) for one in summary.classes],
+        "process": {
+            **_process(summary),
+            "attribution": _attribution(summary.attribution),
+            "gpu_attribution": _attribution(summary.gpu_attribution),
+        },
+        "throughput": {
+            "completed_per_s": summary.completed_per_s,
+            "output_tokens_per_s": summary.output_tokens_per_s,
+            "duration_s": summary.duration_s,
+        },
+        "fidelity": _fidelity(summary.fidelity),
+        "overhead": _overhead(summary.overhead),
+        "findings": _findings(summary.findings),
+    }
+
+
+def profile_document(summaries: Sequence[RunSummary]) -> Json:
+    """Profiles of one deployment, one entry a variant, in the order given."""
+    return {
+        "schema": PROFILE_SCHEMA,
+        "variants": [_variant(summary) for summary in summaries],
+    }
+
+
+def _variant(summary: RunSummary) -> Json:
+    return {
+        **_identity(summary),
+        "process": _process(summary),
+        "solo": [
+            {
+                "class": solo.class_name,
+                "place": solo.place,
+                "input_tokens": solo.input_tokens,
+                "output_tokens": solo.output_tokens,
+                "n": solo.n,
+                "median_bytes": solo.median_bytes,
+                "min_bytes": solo.min_bytes,
+                "max_bytes": solo.max_bytes,
+                "kv_formula_bytes": solo.kv_bytes,
+            }
+            for solo in summary.solo
+        ],
+        "rungs": [
+            {
+                "wave": rung.wave,
+                "place": rung.place,
+                "requests": rung.requests,
+                "tokens_per_request": rung.tokens_per_request,
+                "idle_bytes": rung.idle_bytes,
+                "peak_bytes": rung.peak_bytes,
+                "kv_formula_bytes": rung.kv_bytes,
+                "e2e_s": rung.e2e_s,
+            }
+            for rung in summary.rungs
+        ],
+        "overhead": _overhead(summary.overhead),
+        "findings": _findings(summary.findings),
+    }
+
+
+def _identity(summary: RunSummary) -> Json:
+    return {
+        "run": summary.path,
+        "run_id": summary.run_id,
+        "deployment": summary.deployment_name,
+        "variant": summary.variant,
+    }
+
+
+def _class(one: ClassSummary) -> Json:
+    return {
+        "name": one.name,
+        "rule": one.rule,
+        "requests": one.requests,
+        "completed": one.completed,
+        "failed": one.failed,
+        "rejected": one.rejected,
+        "unfinished": one.unfinished,
+        "not_sent": one.not_sent,
+        "reasons": dict(sorted(one.reasons.items())),
+        "tokens": {
+            "input": _percentiles(one.input_tokens, ""),
+            "output": _percentiles(one.output_tokens, ""),
+        },
+        "memory": {"cpu": _place(one.cpu), "gpu": _place(one.gpu) if one.gpu else None},
+        "latency": {
+            "ttft_s": _percentiles(one.ttft_s, ""),
+            "tpot_s": _percentiles(one.tpot_s, ""),
+            "e2e_s": _percentiles(one.e2e_s, ""),
+        },
+    }
+
+
+def _place(memory: PlaceMemory) -> Json:
+    return {
+        "co_resident": _percentiles(memory.co_resident, "_bytes"),
+        "attributed": _percentiles(memory.attributed, "_bytes"),
+    }
+
+
+def _percentiles(percentiles: Percentiles, unit: str) -> Json:
+    """``unit`` ends every key that holds a value: ``p95_bytes``, ``p95_low_bytes``."""
+    found: Json = {"n": percentiles.n, "method": percentiles.method}
+    for name, quantile in (
+        ("p50", percentiles.p50),
+        ("p95", percentiles.p95),
+        ("p99", percentiles.p99),
+    ):
+        found[f"{name}{unit}"] = quantile.value
+        found[f"{name}_low{unit}"] = quantile.low
+        found[f"{name}_high{unit}"] = quantile.high
+    found[f"peak{unit}"] = percentiles.peak
+    return found
+
+
+def _process(summary: RunSummary) -> Json:
+    return {
+        "idle_bytes": summary.idle_bytes,
+        "peak_bytes": summary.peak_bytes,
+        "load_peak_bytes": summary.load_peak_bytes,
+        "shared_bytes": summary.shared_bytes,
+        "gpu_idle_bytes": summary.gpu_idle_bytes,
+        "gpu_peak_bytes": summary.gpu_peak_bytes,
+    }
+
+
+def _attribution(attribution: Attribution | None) -> Json | None:
+    if attribution is None:
+        return None
+    return {
+        "total_bytes": attribution.total_bytes,
+        "at_s": attribution.at_s,
+        "weights_bytes": attribution.weights_bytes,
+        "kv_bytes": attribution.kv_bytes,
+        "activations_bytes": attribution.activations_bytes,
+        "runtime_bytes": attribution.runtime_bytes,
+        "allocator_slack_bytes": attribution.allocator_slack_bytes,
+        "page_cache_bytes": attribution.page_cache_bytes,
+        "unexplained_bytes": attribution.unexplained_bytes,
+        "method": attribution.method,
+    }
+
+
+def _fidelity(fidelity: Fidelity | None) -> Json | None:
+    if fidelity is None:
+        return None
+    return {
+        "schedule_lag_s": _percentiles(fidelity.schedule_lag_s, ""),
+        "peak_in_flight": fidelity.peak_in_flight,
+        "dilation": fidelity.dilation,
+        "length_scale": fidelity.length_scale,
+    }
+
+
+def _overhead(overhead: Overhead) -> Json:
+    return {
+        "client_cpu_s": overhead.client_cpu_s,
+        "client_peak_bytes": overhead.client_peak_bytes,
+        "segment_median_s": overhead.segment_median_s,
+    }
+
+
+def _findings(findings: Sequence[Finding]) -> list[Json]:
+    return [{"code": one.code, "text": one.text, "hint": one.hint} for one in findings]

@@ -1,0 +1,341 @@
+"""What one replay showed: classes, latency beside memory, and where the peak went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from memplan.records import Recording
+from memplan.report.limits import Subject, Verdict, limits_of, verdicts_of
+from memplan.report.pieces import Block, Cell, Column, Section, Table
+from memplan.report.series import (
+    BarPanel,
+    MemoryAgainstLatency,
+    PeakParts,
+    PercentileBars,
+    Place,
+    latency_points_of,
+    parts_of,
+    timeline_of,
+)
+from memplan.report.wording import (
+    NOTHING,
+    PERCENTILE_COLUMNS,
+    bytes_cell,
+    count_text,
+    methods_note,
+    percentile_cells,
+    quantile_cell,
+)
+from memplan.stats.summary import (
+    Attribution,
+    ClassSummary,
+    Percentiles,
+    PlaceMemory,
+    Quantile,
+    RunSummary,
+)
+from memplan.units import bytes_text, seconds_text
+
+SUBJECT_NAMES: dict[Subject, str] = {
+    "cpu_bytes": "memory budget, CPU",
+    "gpu_bytes": "memory budget, GPU",
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "e2e_s": "end to end",
+}
+
+
+def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> tuple[Section, ...]:
+    """``prefix`` keeps the ids of several runs on one page apart."""
+    sections = (
+        _classes_section(summary, prefix),
+        _memory_section(summary, prefix),
+        _latency_section(summary, recording, prefix),
+        _limits_section(summary, recording, prefix),
+        _peak_section(summary, recording, prefix),
+    )
+    return tuple(section for section in sections if section.blocks)
+
+
+def _classes_section(summary: RunSummary, prefix: str) -> Section:
+    return Section(
+        id=f"{prefix}classes",
+        title="Each class at a glance",
+        paragraphs=(
+            "Owned is what a request adds for itself: its own KV cache and its share of "
+            f"activations and reserved KV, on top of the {bytes_text(summary.idle_bytes)} that the "
+            "process holds idle.",
+        ),
+        blocks=(_glance_table(summary, prefix),) if summary.classes else (),
+    )
+
+
+def _glance_table(summary: RunSummary, prefix: str) -> Table:
+    def cell(quantile: Quantile, one: ClassSummary, *, is_time: bool = True) -> Cell:
+        text = seconds_text if is_time else bytes_text
+        found = quantile_cell(quantile, text, summary.findings, one.name)
+        return Cell(text=found.text, tone=found.tone)
+
+    rows = tuple(
+        (
+            Cell(text=one.name, detail=one.rule),
+            Cell(text=f"{one.completed:,} of {one.requests:,}"),
+            cell(one.cpu.attributed.p50, one, is_time=False),
+            cell(one.cpu.attributed.p95, one, is_time=False),
+            cell(one.cpu.co_resident.p95, one, is_time=False),
+            cell(one.ttft_s.p95, one),
+            cell(one.tpot_s.p95, one),
+            cell(one.e2e_s.p95, one),
+        )
+        for one in summary.classes
+    )
+    return Table(
+        id=f"{prefix}glance",
+        title="Memory and latency of each class",
+        columns=(
+            Column(title="class", align="left"),
+            Column(title="completed"),
+            Column(title="owned p50", is_spare=True),
+            Column(title="owned p95"),
+            Column(title="process p95"),
+            Column(title="TTFT p95"),
+            Column(title="TPOT p95", is_spare=True),
+            Column(title="E2E p95"),
+        ),
+        rows=rows,
+        notes=(
+            *(f"{one.name}: {losses}." for one in summary.classes if (losses := _losses(one))),
+            "Process is what the whole process held while a request of the class was in flight. "
+            "TTFT: time to first token; TPOT: time per output token; E2E: end to end, from the "
+            "intended send time. Intervals and p99 are in the tables below.",
+        ),
+    )
+
+
+def _losses(one: ClassSummary) -> str:
+    counts = (
+        ("failed", one.failed),
+        ("rejected", one.rejected),
+        ("unfinished", one.unfinished),
+        ("not sent", one.not_sent),
+    )
+    losses = [f"{count:,} {name}" for name, count in counts if count]
+    reasons = [f"{reason} {count:,}" for reason, count in sorted(one.reasons.items())]
+    return ", ".join(losses) + (f" ({', '.join(reasons)})" if losses and reasons else "")
+
+
+def _memory_section(summary: RunSummary, prefix: str) -> Section:
+    if not summary.classes:
+        return Section(id=f"{prefix}memory", title="Memory")
+    measured = [
+        percentiles
+        for one in summary.classes
+        for _, memory in _places(one)
+        for percentiles in (memory.attributed, memory.co_resident)
+    ]
+    table = Table(
+        id=f"{prefix}memory-table",
+        title="Memory percentiles of each class",
+        columns=(
+            Column(title="class", align="left"),
+            Column(title="counted as", align="left"),
+            *PERCENTILE_COLUMNS,
+        ),
+        rows=tuple(row for one in summary.classes for row in _memory_rows(one, summary)),
+        notes=(methods_note(measured),),
+    )
+    bars = PercentileBars(
+        id=f"{prefix}percentiles",
+        title="p50, p95 and p99 of each class",
+        caption=(
+            "Whiskers are the 95 % interval; one that stops at the top of its bar has no upper "
+            "bound in this run. A percentile without a bar is withheld."
+        ),
+        panels=(
+            BarPanel(
+                title="owned by a request (attributed)",
+                unit="bytes",
+                groups=tuple((one.name, one.cpu.attributed) for one in summary.classes),
+            ),
+            BarPanel(
+                title="end to end",
+                unit="s",
+                groups=tuple((one.name, one.e2e_s) for one in summary.classes),
+            ),
+        ),
+    )
+    return Section(
+        id=f"{prefix}memory",
+        title="Memory of each request class",
+        blocks=(table, bars),
+    )
+
+
+def _places(one: ClassSummary) -> Iterator[tuple[Place, PlaceMemory]]:
+    yield "cpu", one.cpu
+    if one.gpu is not None:
+        yield "gpu", one.gpu
+
+
+def _memory_rows(one: ClassSummary, summary: RunSummary) -> Iterator[tuple[Cell, ...]]:
+    name = one.name
+    for place, memory in _places(one):
+        suffix = "" if one.gpu is None else f", {place.upper()}"
+        for rule, percentiles in (
+            ("attributed", memory.attributed),
+            ("co-resident", memory.co_resident),
+        ):
+            cells = percentile_cells(percentiles, bytes_text, summary.findings, one.name)
+            yield (Cell(text=name), Cell(text=f"{rule}{suffix}"), *cells)
+            name = ""
+
+
+def _latency_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
+    if not summary.classes:
+        return Section(id=f"{prefix}latency", title="Latency")
+    table = Table(
+        id=f"{prefix}latency-table",
+        title="Latency percentiles of each class",
+        columns=(
+            Column(title="class", align="left"),
+            Column(title="time", align="left"),
+            *PERCENTILE_COLUMNS,
+        ),
+        rows=tuple(row for one in summary.classes for row in _latency_rows(one, summary)),
+        notes=(methods_note([one.e2e_s for one in summary.classes]),),
+    )
+    names = tuple(one.name for one in summary.classes)
+    points, all_points = latency_points_of(recording)
+    kept = "" if len(points) == all_points else f" {len(points):,} of {all_points:,} are drawn."
+    scatter = MemoryAgainstLatency(
+        id=f"{prefix}scatter",
+        title="Memory against latency, one point a request",
+        caption=(
+            "Across: end-to-end time from the intended send. Up: the most KV cache that the "
+            "request itself held; the attributed figures in the table add its share of "
+            f"activations and of reserved KV.{kept}"
+        ),
+        class_names=names,
+        points=points,
+    )
+    return Section(
+        id=f"{prefix}latency",
+        title="Latency beside memory",
+        blocks=(table, *((scatter,) if points else ())),
+    )
+
+
+def _latency_rows(one: ClassSummary, summary: RunSummary) -> Iterator[tuple[Cell, ...]]:
+    times: Sequence[tuple[str, Percentiles]] = (
+        ("TTFT", one.ttft_s),
+        ("TPOT", one.tpot_s),
+        ("E2E", one.e2e_s),
+    )
+    for number, (name, percentiles) in enumerate(times):
+        cells = percentile_cells(percentiles, seconds_text, summary.findings, one.name)
+        yield (Cell(text="" if number else one.name), Cell(text=name), *cells)
+
+
+def _limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
+    verdicts = verdicts_of(limits_of(recording.header.deployment), summary.classes)
+    table = Table(
+        id=f"{prefix}limits-table",
+        title="Budgets and promises",
+        columns=(
+            Column(title="class", align="left"),
+            Column(title="limit on", align="left"),
+            Column(title="limit"),
+            Column(title="measured"),
+            Column(title="verdict", align="left"),
+        ),
+        rows=tuple(
+            _verdict_row(verdict, verdicts[at - 1] if at else None)
+            for at, verdict in enumerate(verdicts)
+        ),
+        notes=(
+            "Judged at p99, or at the highest percentile that the run supports. A memory budget "
+            "bounds what a request owns (attributed).",
+        ),
+    )
+    return Section(
+        id=f"{prefix}limits",
+        title="Budgets and promises of model.yaml",
+        blocks=(table,) if verdicts else (),
+    )
+
+
+def _doubt(judged: Quantile | None) -> str:
+    if judged is None or judged.high is None:
+        return "in this run; it holds no upper bound"
+    return "in this run; the interval reaches past the limit"
+
+
+def _verdict_row(verdict: Verdict, before: Verdict | None) -> tuple[Cell, ...]:
+    limit = verdict.limit
+    text = bytes_text if limit.subject.endswith("_bytes") else seconds_text
+    measured = NOTHING
+    if verdict.judged is not None:
+        measured = Cell(text=text(verdict.judged.value), detail=f"p{verdict.judged.p * 100:g}")
+    match verdict.outcome:
+        case "kept":
+            doubt = "" if verdict.is_certain else _doubt(verdict.judged)
+            outcome = Cell(text="kept", detail=doubt, tone="good")
+        case "broken":
+            back = "" if verdict.is_certain else "the interval reaches below the limit"
+            outcome = Cell(text="broken", detail=back, tone="bad")
+        case "unknown":
+            outcome = Cell(text="unknown", detail="nothing was measured for it", tone="muted")
+    return (
+        Cell(
+            text="" if before and before.limit.class_name == limit.class_name else limit.class_name
+        ),
+        Cell(text=SUBJECT_NAMES[limit.subject]),
+        Cell(text=text(limit.value)),
+        measured,
+        outcome,
+    )
+
+
+def _peak_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
+    places: list[tuple[Place, Attribution | None]] = [("cpu", summary.attribution)]
+    if summary.gpu_peak_bytes is not None:
+        places.append(("gpu", summary.gpu_attribution))
+    blocks: list[Block] = []
+    for place, attribution in places:
+        if recording.segments:
+            blocks.append(timeline_of(recording, summary, place, f"{prefix}timeline-{place}"))
+        if attribution is not None:
+            blocks.append(_parts_chart(attribution, f"{prefix}parts-{place}"))
+            blocks.append(_parts_table(attribution, f"{prefix}parts-table-{place}"))
+    return Section(id=f"{prefix}peak", title="Where the peak goes", blocks=tuple(blocks))
+
+
+def _parts_chart(attribution: Attribution, id: str) -> PeakParts:
+    return PeakParts(
+        id=id,
+        title=f"The {attribution.place.upper()} peak of {bytes_text(attribution.total_bytes)}",
+        caption=f"At {attribution.at_s:.1f} s of the run. Method: {attribution.method}.",
+        parts=parts_of(attribution),
+    )
+
+
+def _parts_table(attribution: Attribution, id: str) -> Table:
+    total = attribution.total_bytes
+    rows = tuple(
+        (Cell(text=name), bytes_cell(value), Cell(text=f"{value / total * 100:.1f} %"))
+        for name, value in parts_of(attribution)
+    )
+    return Table(
+        id=id,
+        title=f"Parts of the {attribution.place.upper()} peak",
+        columns=(
+            Column(title="part", align="left"),
+            Column(title="bytes"),
+            Column(title="share"),
+        ),
+        rows=(*rows, (Cell(text="peak"), bytes_cell(total), Cell(text="100.0 %"))),
+        notes=(
+            "The parts add up to the peak. Unexplained is what no gauge accounts for; "
+            f"{count_text(attribution.unexplained_bytes)} bytes of {count_text(total)}.",
+        ),
+    )

@@ -1,0 +1,269 @@
+"""The data behind each chart, taken from recordings and summaries: plain numbers, no drawing.
+
+Long timelines are thinned by keeping the largest value of each bucket, so that no peak is lost;
+the caption says when that was done.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from memplan.records import Recording, Segment
+from memplan.stats.summary import Attribution, Percentiles, Rung, RunSummary
+
+MOST_POINTS = 1500
+"""More steps than a chart has pixels across only make the file heavier."""
+
+Place = Literal["cpu", "gpu"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTimeline:
+    """Exact peaks per segment, sampled readings between them, and what was in flight."""
+
+    id: str
+    title: str
+    caption: str
+    start_s: tuple[float, ...]
+    """Where each step begins; it lasts to the next."""
+    end_s: float
+    peak_bytes: tuple[int | None, ...]
+    sample_s: tuple[float, ...]
+    sample_bytes: tuple[int, ...]
+    sample_name: str
+    idle_bytes: int | None
+    setup_end_s: tuple[tuple[float, float], ...]
+    """Spans in which an engine was started, loaded and warmed up."""
+    in_flight: tuple[tuple[str, tuple[int, ...]], ...]
+    """Class name and its requests in flight, one count a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakParts:
+    """Where the peak went; a part can be negative only when it is the unexplained rest."""
+
+    id: str
+    title: str
+    caption: str
+    parts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPoint:
+    class_name: str
+    request_id: str
+    kv_bytes: int
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryAgainstLatency:
+    """One point a completed request."""
+
+    id: str
+    title: str
+    caption: str
+    class_names: tuple[str, ...]
+    points: tuple[RequestPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarPanel:
+    title: str
+    unit: Literal["bytes", "s"]
+    groups: tuple[tuple[str, Percentiles], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PercentileBars:
+    id: str
+    title: str
+    caption: str
+    panels: tuple[BarPanel, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LadderPoint:
+    x: int
+    measured_bytes: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """Measured growth over idle against what the KV formula says."""
+
+    id: str
+    title: str
+    caption: str
+    x_title: str
+    runs: tuple[tuple[str, tuple[LadderPoint, ...]], ...]
+    """One variant each."""
+
+
+Chart = MemoryTimeline | PeakParts | MemoryAgainstLatency | PercentileBars | Ladder
+
+
+def timeline_of(recording: Recording, summary: RunSummary, place: Place, id: str) -> MemoryTimeline:
+    """The process over the whole run, from the engine's start."""
+    segments = _buckets(recording.segments)
+    samples = [
+        (sample.t_s, reading)
+        for sample in recording.samples
+        if (reading := _sampled_bytes(sample.values, place)) is not None
+    ]
+    kept = [max(bucket, key=lambda pair: pair[1]) for bucket in _buckets(samples)]
+    busiest = [max(bucket, key=lambda segment: len(segment.in_flight)) for bucket in segments]
+    thinned = len(recording.segments) > len(segments) or len(samples) > len(kept)
+    return MemoryTimeline(
+        id=id,
+        title="GPU memory over the run" if place == "gpu" else "Resident memory over the run",
+        caption=_timeline_caption(len(recording.segments), len(samples), thinned),
+        start_s=tuple(bucket[0].start_s for bucket in segments),
+        end_s=recording.segments[-1].end_s if recording.segments else 0.0,
+        peak_bytes=tuple(_largest_peak(bucket, place) for bucket in segments),
+        sample_s=tuple(t_s for t_s, _ in kept),
+        sample_bytes=tuple(reading for _, reading in kept),
+        sample_name="sampled, per GPU process" if place == "gpu" else "sampled resident (RSS)",
+        idle_bytes=summary.gpu_idle_bytes if place == "gpu" else summary.idle_bytes,
+        setup_end_s=_setup_spans(recording.segments),
+        in_flight=_in_flight(recording, summary, busiest),
+    )
+
+
+def _timeline_caption(segments: int, samples: int, thinned: bool) -> str:
+    exact = (
+        f"The step line is the exact high-water mark of each of {segments:,} segments; the thin "
+        f"line joins {samples:,} samples and can miss what the steps cannot. Shaded: the engine "
+        "starts, loads and warms up."
+    )
+    if not thinned:
+        return exact
+    return (
+        f"{exact} Thinned to at most {MOST_POINTS:,} points by keeping the largest of each "
+        "bucket, and for requests in flight the busiest segment of each: no peak is lost."
+    )
+
+
+def _buckets(items: Sequence[T]) -> list[Sequence[T]]:
+    """At most MOST_POINTS runs of neighbours, as even as they come."""
+    size = -(-len(items) // MOST_POINTS) or 1
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _largest_peak(bucket: Sequence[Segment], place: Place) -> int | None:
+    peaks = [peak for one in bucket if (peak := _peak_bytes(one.peak, place)) is not None]
+    return max(peaks, default=None)
+
+
+def _peak_bytes(peak: Mapping[str, int], place: Place) -> int | None:
+    if place == "cpu":
+        return peak.get("host.hwm")
+    # Reserved is what the allocator holds from the driver; allocated alone would hide the rest.
+    return _sum_of(peak, r"cuda\.\d+\.reserved")
+
+
+def _sampled_bytes(values: Mapping[str, int], place: Place) -> int | None:
+    return values.get("host.rss") if place == "cpu" else _sum_of(values, r"nvml\.\d+\.process")
+
+
+def _sum_of(values: Mapping[str, int], pattern: str) -> int | None:
+    found = [value for name, value in values.items() if re.fullmatch(pattern, name)]
+    return sum(found) if found else None
+
+
+def _setup_spans(segments: Sequence[Segment]) -> tuple[tuple[float, float], ...]:
+    spans: list[tuple[float, float]] = []
+    for segment in segments:
+        if segment.kind not in ("start", "load", "warmup"):
+            continue
+        if spans and spans[-1][1] == segment.start_s:
+            spans[-1] = (spans[-1][0], segment.end_s)
+        else:
+            spans.append((segment.start_s, segment.end_s))
+    return tuple(spans)
+
+
+def _in_flight(
+    recording: Recording, summary: RunSummary, segments: Sequence[Segment]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    class_of = {request.request_id: request.class_name for request in recording.requests}
+    names = tuple(one.name for one in summary.classes)
+    counts = [Counter(class_of.get(part.request_id) for part in one.in_flight) for one in segments]
+    return tuple((name, tuple(count[name] for count in counts)) for name in names)
+
+
+def parts_of(attribution: Attribution) -> tuple[tuple[str, int], ...]:
+    """The parts in the order in which a process takes them, the unexplained rest last."""
+    return (
+        ("weights", attribution.weights_bytes),
+        ("runtime", attribution.runtime_bytes),
+        ("page cache", attribution.page_cache_bytes),
+        ("KV cache", attribution.kv_bytes),
+        ("activations", attribution.activations_bytes),
+        ("allocator slack", attribution.allocator_slack_bytes),
+        ("unexplained", attribution.unexplained_bytes),
+    )
+
+
+def latency_points_of(recording: Recording) -> tuple[tuple[RequestPoint, ...], int]:
+    """Completed requests with the most KV each of them held, and how many there were.
+
+    More than MOST_POINTS are thinned evenly, in the order in which they came to run.
+    """
+    class_of = {request.request_id: request.class_name for request in recording.requests}
+    most: dict[str, int] = {}
+    for segment in recording.segments:
+        for part in segment.in_flight:
+            most[part.request_id] = max(most.get(part.request_id, 0), part.kv_used_bytes)
+    points = []
+    for request_id, kv_bytes in most.items():
+        record = recording.outcomes.get(request_id)
+        if record is None or record.end_s is None or record.intended_s is None:
+            continue
+        if record.outcome == "completed":
+            points.append(
+                RequestPoint(
+                    class_name=class_of.get(request_id, "unknown"),
+                    request_id=request_id,
+                    kv_bytes=kv_bytes,
+                    latency_s=record.end_s - record.intended_s,
+                )
+            )
+    step = -(-len(points) // MOST_POINTS) or 1
+    return tuple(points[::step]), len(points)
+
+
+def length_points_of(rungs: Sequence[Rung]) -> tuple[LadderPoint, ...]:
+    """The rungs with one request alone, by its length."""
+    return tuple(
+        LadderPoint(
+            x=rung.tokens_per_request,
+            measured_bytes=rung.peak_bytes - rung.idle_bytes,
+            kv_bytes=rung.kv_bytes,
+        )
+        for rung in sorted(rungs, key=lambda rung: rung.tokens_per_request)
+        if rung.requests == 1 and rung.tokens_per_request > 0
+    )
+
+
+def batch_points_of(rungs: Sequence[Rung]) -> tuple[LadderPoint, ...]:
+    """The rungs with several requests at once, by how many; of equal counts the largest."""
+    largest: dict[int, Rung] = {}
+    for rung in rungs:
+        known = largest.get(rung.requests)
+        if rung.requests > 1 and (known is None or rung.peak_bytes > known.peak_bytes):
+            largest[rung.requests] = rung
+    return tuple(
+        LadderPoint(
+            x=count,
+            measured_bytes=rung.peak_bytes - rung.idle_bytes,
+            kv_bytes=rung.kv_bytes,
+        )
+        for count, rung in sorted(largest.items())
+    )

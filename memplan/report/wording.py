@@ -1,0 +1,107 @@
+"""How a measured value becomes a table cell: the value, its interval, and what is not known.
+
+"withheld" is a percentile the run cannot support and names the finding that says why; "unknown" was
+never measured. Neither is ever drawn as zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from memplan.records import Finding
+from memplan.report.pieces import Cell, Column
+from memplan.stats.summary import Percentiles, Quantile
+from memplan.units import bytes_text, seconds_text
+
+Text = Callable[[float | None], str]
+
+DASH = "–"
+NOTHING = Cell(text=DASH, tone="muted")
+PERCENTILE_COLUMNS = (
+    Column(title="n"),
+    Column(title="p50"),
+    Column(title="p95"),
+    Column(title="p99"),
+    Column(title="largest"),
+)
+
+
+def percentile_cells(
+    percentiles: Percentiles, text: Text, findings: Sequence[Finding], class_name: str
+) -> tuple[Cell, ...]:
+    """The cells under PERCENTILE_COLUMNS."""
+    return (
+        Cell(text=f"{percentiles.n:,}"),
+        quantile_cell(percentiles.p50, text, findings, class_name),
+        quantile_cell(percentiles.p95, text, findings, class_name),
+        quantile_cell(percentiles.p99, text, findings, class_name),
+        Cell(text=text(percentiles.peak)),
+    )
+
+
+def quantile_cell(
+    quantile: Quantile, text: Text, findings: Sequence[Finding], class_name: str
+) -> Cell:
+    if quantile.value is None:
+        code = withheld_code(quantile, findings, class_name)
+        return Cell(text="withheld", detail=f"see {code}" if code else "", tone="muted")
+    return Cell(text=text(quantile.value), detail=interval_text(quantile, text))
+
+
+def interval_text(quantile: Quantile, text: Text) -> str:
+    """``161–180 MiB``; an open side is said in words."""
+    low, high = quantile.low, quantile.high
+    if low is None and high is None:
+        return "no 95 % bounds"
+    if low is None:
+        return f"at most {text(high)}"
+    if high is None:
+        return f"at least {text(low)}"
+    return range_text(low, high, text)
+
+
+def range_text(low: float, high: float, text: Text) -> str:
+    """Both ends, with a shared unit written once."""
+    low_text, high_text = text(low), text(high)
+    low_number, _, low_unit = low_text.partition(" ")
+    if low_unit and high_text.endswith(f" {low_unit}"):
+        low_text = low_number
+    return f"{low_text}{DASH}{high_text}"
+
+
+def withheld_code(quantile: Quantile, findings: Sequence[Finding], class_name: str) -> str | None:
+    """The finding that explains a withheld percentile: the one that names the class, if any."""
+    label = f"p{quantile.p * 100:g}"
+    about = [one for one in findings if "withheld" in one.code + one.text or label in one.text]
+    named = [one for one in about if re.search(rf"\b{re.escape(class_name)}\b", one.text)]
+    return next((one.code for one in (*named, *about)), None)
+
+
+def methods_note(measured: Sequence[Percentiles]) -> str:
+    """What every percentile table must say under itself."""
+    methods = "; ".join(dict.fromkeys(one.method for one in measured if one.n))
+    return (
+        f"Percentiles by {methods or 'no method: no request was seen'}. n counts requests. The "
+        "second line is the 95 % interval; “at least” means that the run holds no upper "
+        "bound. Largest is an observation of this run, not a statistic."
+    )
+
+
+def count_text(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def ratio_text(value: float, base: float) -> str:
+    """``−42.0 %`` against a base; empty where there is nothing to compare with."""
+    if value == base:
+        return "same"
+    return f"{(value / base - 1) * 100:+.1f} %".replace("-", "−") if base else ""
+
+
+def bytes_cell(value_bytes: float | None) -> Cell:
+    return Cell(text=bytes_text(value_bytes), tone="muted" if value_bytes is None else "plain")
+
+
+def seconds_cell(value_s: float | None) -> Cell:
+    return Cell(text=seconds_text(value_s), tone="muted" if value_s is None else "plain")

@@ -1,0 +1,126 @@
+"""Trace rows in, requests out: each named by its class, scaled and dilated, ready to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+
+from memplan.errors import InputError
+from memplan.records import Request
+from memplan.specs import UNKNOWN_CLASS, ClassSpec
+from memplan.workload.trace import Trace, TraceRow
+
+TRACE_WAVE = "trace"
+
+
+def class_of(
+    classes: Sequence[ClassSpec],
+    *,
+    input_tokens: int,
+    output_tokens: int,
+    operation: str = "chat",
+    labels: Mapping[str, str] | None = None,
+) -> str:
+    """The first class whose conditions all hold, else ``unknown``."""
+    for spec in classes:
+        when = spec.when
+        if (
+            (when.input_tokens is None or when.input_tokens.contains(input_tokens))
+            and (when.output_tokens is None or when.output_tokens.contains(output_tokens))
+            and (when.operation is None or operation in when.operation)
+            and when.labels.items() <= (labels or {}).items()
+        ):
+            return spec.name
+    return UNKNOWN_CLASS
+
+
+def class_rules(classes: Sequence[ClassSpec], requests: Sequence[Request]) -> Mapping[str, str]:
+    """Class name → the rule that names it, for the classes and for every other name in use."""
+    rules = {spec.name: spec.rule for spec in classes}
+    rules |= {
+        request.class_name: "named by the trace"
+        for request in requests
+        if request.class_name not in rules
+    }
+    if UNKNOWN_CLASS in rules:
+        rules[UNKNOWN_CLASS] = "no class matched"
+    return rules
+
+
+def plan_requests(
+    trace: Trace,
+    *,
+    classes: Sequence[ClassSpec],
+    length_scale: float = 1.0,
+    dilation: float = 1.0,
+    limit: int | None = None,
+    start_row: int = 0,
+) -> tuple[Request, ...]:
+    """The trace's rows from ``start_row`` on, as one wave that starts with the first of them.
+
+    A class is decided by the lengths in the trace, so that scaling moves no request to another
+    class; a class that the trace itself names stands. Raises InputError.
+    """
+    _check_asked(trace, length_scale, dilation, limit, start_row)
+    rows = trace.rows[start_row : None if limit is None else start_row + limit]
+    taken = {row.request_id for row in trace.rows if row.request_id is not None}
+    scale = Decimal(str(length_scale))
+    return tuple(
+        Request(
+            request_id=row.request_id or _numbered(number, taken),
+            wave=TRACE_WAVE,
+            arrival_s=(row.timestamp_s - rows[0].timestamp_s) * dilation,
+            class_name=row.class_label or _class_of_row(classes, row),
+            input_tokens=_scaled(row.input_tokens, scale),
+            output_tokens=_scaled(row.output_tokens, scale),
+            prefix_ids=row.hash_ids,
+            prefix_block_tokens=(
+                _scaled(trace.block_size, scale) if row.hash_ids and trace.block_size else None
+            ),
+            session_id=row.session_id,
+            operation=row.operation,
+            labels=row.labels,
+            trace_input_tokens=row.input_tokens,
+            trace_output_tokens=row.output_tokens,
+        )
+        for number, row in enumerate(rows, start=start_row + 1)
+    )
+
+
+def _check_asked(
+    trace: Trace, length_scale: float, dilation: float, limit: int | None, start_row: int
+) -> None:
+    faults = [
+        f"{name}: got {value:g}, expected more than 0 and at most 1,000,000"
+        for name, value in (("length scale", length_scale), ("dilation", dilation))
+        if not 0 < value <= 1e6
+    ]
+    if limit is not None and limit < 1:
+        faults.append(f"limit: got {limit}, expected at least 1")
+    if not 0 <= start_row < trace.rows_kept:
+        faults.append(f"start row: got {start_row}, expected 0 to {trace.rows_kept - 1:,}")
+    if faults:
+        raise InputError.of_faults(trace.source, faults, hint="correct these options")
+
+
+def _class_of_row(classes: Sequence[ClassSpec], row: TraceRow) -> str:
+    return class_of(
+        classes,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        operation=row.operation,
+        labels=row.labels,
+    )
+
+
+def _numbered(number: int, taken: set[str]) -> str:
+    """By the row's place in the trace, so that a limit or a later start renames nothing."""
+    name = f"r{number:06d}"
+    while name in taken:
+        name += "x"
+    return name
+
+
+def _scaled(tokens: int, scale: Decimal) -> int:
+    """Halves go up, and no request shrinks to nothing. Decimal, because 100 × 0.285 is 28.5."""
+    return max(1, int((tokens * scale).to_integral_value(ROUND_HALF_UP)))
