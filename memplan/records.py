@@ -123,6 +123,8 @@ class PlantedSpike:
     """An allocation of known size that a self-test made inside the engine process."""
 
     spike_bytes: int
+    began_s: float
+    """When its pages began to become resident."""
     resident_s: float
     """When all of it was resident."""
     gone_s: float

@@ -148,6 +148,12 @@ def _range_of(value: object) -> TokenRange:
     return made
 
 
+def _number_of(value: object) -> object:
+    if isinstance(value, bool):  # YAML reads "yes" as true, and Python takes true for 1
+        raise _expected("1")
+    return value
+
+
 def _tuple_of(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -232,7 +238,10 @@ class Settings(_Part):
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     env: dict[
         Annotated[str, Field(pattern=_ENV_NAME)], Annotated[str, Field(pattern=_ENV_VALUE)]
-    ] = Field(default_factory=lambda: {"MALLOC_ARENA_MAX": "1"})
+    ] = Field(
+        default_factory=lambda: {"MALLOC_ARENA_MAX": "1"},
+        json_schema_extra={"additionalProperties": False},
+    )
 
     @property
     def kv_dtype(self) -> Literal["fp32", "bf16"]:
@@ -371,14 +380,15 @@ class ModelFile(_Part):
         },
     )
 
-    memplan: Literal[1]
+    memplan: Annotated[Literal[1], BeforeValidator(_number_of)]
     name: Name
     engine: Engine
     model: ModelSource | None = None
     settings: Settings = Field(default_factory=Settings)
+    # In this order an empty list is told apart from a list whose items are faulty.
     classes: (
         Annotated[tuple[ClassSpec, ...], BeforeValidator(_tuple_of), Field(min_length=1)] | None
-    ) = None
+    ) = Field(default=None, json_schema_extra={"minItems": 1})
     variants: Annotated[tuple[Variant, ...], BeforeValidator(_tuple_of)] = ()
     script: Script | None = None
     self_test: SelfTest | None = None

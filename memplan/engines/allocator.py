@@ -1,7 +1,8 @@
-"""glibc's own account of the heap of this process."""
+"""glibc's own account of the heap of this process, and how to shrink it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Mapping
 
@@ -28,3 +29,9 @@ def heap_gauges() -> Mapping[str, int]:
     call.restype = _Mallinfo2
     info = call()
     return {"host.heap_free": info.fordblks, "host.heap_used": info.uordblks + info.hblkhd}
+
+
+def trim_heap() -> None:
+    """malloc_trim(0): free pages inside the heap go back to the kernel. Nothing on other libcs."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

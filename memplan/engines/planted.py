@@ -42,11 +42,17 @@ class SpikePlanter:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         for _ in range(self._count):
             time.sleep(self._every_s)
+            began_s = self._now_s()
             spike = mmap.mmap(-1, self._spike_bytes, flags=flags)
             resident_s = self._now_s()
             time.sleep(self._hold_s)
             gone_s = self._now_s()
             spike.close()
             self._done.append(
-                PlantedSpike(spike_bytes=self._spike_bytes, resident_s=resident_s, gone_s=gone_s)
+                PlantedSpike(
+                    spike_bytes=self._spike_bytes,
+                    began_s=began_s,
+                    resident_s=resident_s,
+                    gone_s=gone_s,
+                )
             )

@@ -143,7 +143,7 @@ def _parts(chart: PeakParts) -> Figure:
 
 
 def _scatter(chart: MemoryAgainstLatency) -> Figure:
-    unit, name = _unit(max(point.kv_bytes for point in chart.points))
+    unit, name = _unit(max(point.owned_bytes for point in chart.points))
     data = []
     for at, class_name in enumerate(chart.class_names):
         points = [point for point in chart.points if point.class_name == class_name]
@@ -151,7 +151,7 @@ def _scatter(chart: MemoryAgainstLatency) -> Figure:
             {
                 "type": "scatter", "mode": "markers", "name": _safe(class_name),
                 "x": _rounded([point.latency_s for point in points]),
-                "y": _scaled([point.kv_bytes for point in points], unit),
+                "y": _scaled([point.owned_bytes for point in points], unit),
                 "text": [_safe(point.request_id) for point in points],
                 "marker": {
                     "size": 8, "color": _colour(at), "opacity": 0.8,
@@ -163,7 +163,7 @@ def _scatter(chart: MemoryAgainstLatency) -> Figure:
     layout = _layout(
         height=360,
         xaxis={**_axis("end to end, s"), "rangemode": "tozero"},
-        yaxis={**_axis(f"own KV cache, {name}"), "rangemode": "tozero"},
+        yaxis={**_axis(f"owned by the request, {name}"), "rangemode": "tozero"},
     )
     return {"data": data, "layout": layout}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from memplan.records import EngineFacts, Recording
 from memplan.report.pieces import Cell, Column, Section, Table
+from memplan.report.replay_sections import main_memory
 from memplan.report.wording import NOTHING, Text, ratio_text
 from memplan.stats.summary import ClassSummary, RunSummary
 from memplan.units import bytes_text, seconds_text
@@ -69,7 +70,7 @@ def _solo_measures(runs: Runs) -> Iterator[Measure]:
 def _class_measures(runs: Runs) -> Iterator[Measure]:
     for name in dict.fromkeys(one.name for summary, _ in runs for one in summary.classes):
         found = [_class_named(summary, name) for summary, _ in runs]
-        owned = [one.cpu.attributed.p95.value if one else None for one in found]
+        owned = [main_memory(one).attributed.p95.value if one else None for one in found]
         e2e = [one.e2e_s.p95.value if one else None for one in found]
         yield f"{name} owns, p95", owned, bytes_text
         yield f"{name} end to end, p95", e2e, seconds_text

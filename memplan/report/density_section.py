@@ -121,14 +121,14 @@ def _left_out(
     gpu_nodes = sum(node.has_gpu for node in nodes)
     if need.gpu_peak_bytes is None:
         left_out = gpu_nodes
-        why = "GPU nodes are not priced: nothing was measured on a GPU"
+        why = "GPU nodes, not priced because nothing was measured on a GPU"
     else:
         left_out = len(nodes) - gpu_nodes
-        why = "CPU nodes are left out: this replica was measured on a GPU"
-    notes = [f"{left_out} {why}."] if left_out else []
+        why = "CPU nodes, left out because this replica was measured on a GPU"
+    notes = [f"{why}: {left_out}."] if left_out else []
     unknown = len(nodes) - left_out - len(offers)
     if unknown:
-        notes.append(f"{unknown} nodes are left out: their GPU memory is not in the catalog.")
+        notes.append(f"Nodes left out because their GPU memory is not in the catalog: {unknown}.")
     return tuple(notes)
 
 

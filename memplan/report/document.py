@@ -16,7 +16,7 @@ from memplan.report.density_section import LIMIT_NAMES, NodeOffer, density_secti
 from memplan.report.method_section import basis_section, origin_section, words_section
 from memplan.report.pieces import Document, FindingList, KeyFigure, Section
 from memplan.report.profile_sections import profile_sections
-from memplan.report.replay_sections import replay_sections
+from memplan.report.replay_sections import main_memory, main_place, replay_sections
 from memplan.report.wording import interval_text, range_text
 from memplan.stats.summary import ClassSummary, RunSummary
 from memplan.units import bytes_text, usd_text
@@ -62,7 +62,7 @@ def document_of(
 def _need(run: tuple[RunSummary, Recording]) -> ReplicaNeed | None:
     summary, recording = run
     threads = recording.engines[-1].settings.get("threads", "") if recording.engines else ""
-    return need_of(summary, int(threads) if threads.isdecimal() else None)
+    return need_of(summary, (int(threads) or None) if threads.isdecimal() else None)
 
 
 def _offers(
@@ -122,22 +122,28 @@ def _subtitle(runs: Runs) -> str:
 
 def _heaviest(summary: RunSummary) -> ClassSummary | None:
     """The class whose requests own most at p95; None where no class supports a p95."""
-    known = [one for one in summary.classes if one.cpu.attributed.p95.value is not None]
-    return max(known, key=lambda one: one.cpu.attributed.p95.value or 0, default=None)
+    known = [one for one in summary.classes if main_memory(one).attributed.p95.value is not None]
+    return max(known, key=lambda one: main_memory(one).attributed.p95.value or 0, default=None)
 
 
 def _replay_answer(summary: RunSummary, best: NodeOffer | None) -> str:
     heaviest = _heaviest(summary)
-    idle = f"the {bytes_text(summary.idle_bytes)} that the process holds idle"
+    on_gpu = main_place(summary) == "gpu"
+    idle_bytes = summary.gpu_idle_bytes if on_gpu else summary.idle_bytes
+    idle = f"the {bytes_text(idle_bytes)} that the process holds idle"
+    peaked = bytes_text(summary.peak_bytes)
+    if on_gpu:
+        peaked = f"{bytes_text(summary.gpu_peak_bytes)} on the GPU and {peaked} on the host"
     if heaviest is None:
         first = f"No class sent enough requests for a p95. On top of {idle},"
-        peak = f"traffic took the process to a peak of {bytes_text(summary.peak_bytes)}."
+        peak = f"traffic took the process to a peak of {peaked}."
         sentence = f"{first} {peak}"
     else:
-        owned = bytes_text(heaviest.cpu.attributed.p95.value)
+        owned = bytes_text(main_memory(heaviest).attributed.p95.value)
+        owned += " of GPU memory" if on_gpu else ""
         sentence = (
             f"At p95 a {heaviest.name} request owns {owned} on top of {idle}; "
-            f"the process peaked at {bytes_text(summary.peak_bytes)}."
+            f"the process peaked at {peaked}."
         )
     if best is None:
         return sentence
@@ -174,14 +180,20 @@ def _figures(summary: RunSummary, best: NodeOffer | None) -> tuple[KeyFigure, ..
         KeyFigure(name="idle", text=bytes_text(summary.idle_bytes), detail="nothing in flight"),
         KeyFigure(name="peak", text=bytes_text(summary.peak_bytes), detail="the largest ever seen"),
     ]
+    if summary.gpu_peak_bytes is not None:
+        idle = f"{bytes_text(summary.gpu_idle_bytes)} idle"
+        figures.append(
+            KeyFigure(name="GPU peak", text=bytes_text(summary.gpu_peak_bytes), detail=idle)
+        )
     heaviest = _heaviest(summary)
     if heaviest is not None:
-        p95 = heaviest.cpu.attributed.p95
+        memory = main_memory(heaviest)
+        p95 = memory.attributed.p95
         figures.append(
             KeyFigure(
                 name=f"one {heaviest.name} request, p95",
                 text=bytes_text(p95.value),
-                detail=f"{interval_text(p95, bytes_text)}, n {heaviest.cpu.attributed.n:,}",
+                detail=f"{interval_text(p95, bytes_text)}, n {memory.attributed.n:,}",
             )
         )
     if summary.solo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memplan.records import Recording
-from memplan.report.limits import Subject, Verdict, limits_of, verdicts_of
+from memplan.report.limits_section import limits_section
 from memplan.report.pieces import Block, Cell, Column, Section, Table
 from memplan.report.series import (
     BarPanel,
@@ -18,11 +18,10 @@ from memplan.report.series import (
     timeline_of,
 )
 from memplan.report.wording import (
-    NOTHING,
     PERCENTILE_COLUMNS,
     bytes_cell,
     count_text,
-    methods_note,
+    method_notes,
     percentile_cells,
     quantile_cell,
 )
@@ -36,14 +35,6 @@ from memplan.stats.summary import (
 )
 from memplan.units import bytes_text, seconds_text
 
-SUBJECT_NAMES: dict[Subject, str] = {
-    "cpu_bytes": "memory budget, CPU",
-    "gpu_bytes": "memory budget, GPU",
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "e2e_s": "end to end",
-}
-
 
 def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> tuple[Section, ...]:
     """``prefix`` keeps the ids of several runs on one page apart."""
@@ -51,10 +42,19 @@ def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> t
         _classes_section(summary, prefix),
         _memory_section(summary, prefix),
         _latency_section(summary, recording, prefix),
-        _limits_section(summary, recording, prefix),
+        limits_section(summary, recording, prefix),
         _peak_section(summary, recording, prefix),
     )
     return tuple(section for section in sections if section.blocks)
+
+
+def main_place(summary: RunSummary) -> Place:
+    """Where requests keep their KV cache: the GPU as soon as one was measured."""
+    return "gpu" if any(one.gpu is not None for one in summary.classes) else "cpu"
+
+
+def main_memory(one: ClassSummary) -> PlaceMemory:
+    return one.gpu or one.cpu
 
 
 def _classes_section(summary: RunSummary, prefix: str) -> Section:
@@ -63,8 +63,8 @@ def _classes_section(summary: RunSummary, prefix: str) -> Section:
         title="Each class at a glance",
         paragraphs=(
             "Owned is what a request adds for itself: its own KV cache and its share of "
-            f"activations and reserved KV, on top of the {bytes_text(summary.idle_bytes)} that the "
-            "process holds idle.",
+            "activations and reserved KV, on top of what the process holds idle. Memory here is "
+            f"{main_place(summary).upper()} memory.",
         ),
         blocks=(_glance_table(summary, prefix),) if summary.classes else (),
     )
@@ -80,9 +80,9 @@ def _glance_table(summary: RunSummary, prefix: str) -> Table:
         (
             Cell(text=one.name, detail=one.rule),
             Cell(text=f"{one.completed:,} of {one.requests:,}"),
-            cell(one.cpu.attributed.p50, one, is_time=False),
-            cell(one.cpu.attributed.p95, one, is_time=False),
-            cell(one.cpu.co_resident.p95, one, is_time=False),
+            cell(main_memory(one).attributed.p50, one, is_time=False),
+            cell(main_memory(one).attributed.p95, one, is_time=False),
+            cell(main_memory(one).co_resident.p95, one, is_time=False),
             cell(one.ttft_s.p95, one),
             cell(one.tpot_s.p95, one),
             cell(one.e2e_s.p95, one),
@@ -128,10 +128,10 @@ def _memory_section(summary: RunSummary, prefix: str) -> Section:
     if not summary.classes:
         return Section(id=f"{prefix}memory", title="Memory")
     measured = [
-        percentiles
+        pair
         for one in summary.classes
         for _, memory in _places(one)
-        for percentiles in (memory.attributed, memory.co_resident)
+        for pair in (("Attributed", memory.attributed), ("Co-resident", memory.co_resident))
     ]
     table = Table(
         id=f"{prefix}memory-table",
@@ -142,7 +142,7 @@ def _memory_section(summary: RunSummary, prefix: str) -> Section:
             *PERCENTILE_COLUMNS,
         ),
         rows=tuple(row for one in summary.classes for row in _memory_rows(one, summary)),
-        notes=(methods_note(measured),),
+        notes=method_notes(measured),
     )
     bars = PercentileBars(
         id=f"{prefix}percentiles",
@@ -153,9 +153,9 @@ def _memory_section(summary: RunSummary, prefix: str) -> Section:
         ),
         panels=(
             BarPanel(
-                title="owned by a request (attributed)",
+                title=f"owned by a request (attributed), {main_place(summary).upper()}",
                 unit="bytes",
-                groups=tuple((one.name, one.cpu.attributed) for one in summary.classes),
+                groups=tuple((one.name, main_memory(one).attributed) for one in summary.classes),
             ),
             BarPanel(
                 title="end to end",
@@ -202,18 +202,18 @@ def _latency_section(summary: RunSummary, recording: Recording, prefix: str) -> 
             *PERCENTILE_COLUMNS,
         ),
         rows=tuple(row for one in summary.classes for row in _latency_rows(one, summary)),
-        notes=(methods_note([one.e2e_s for one in summary.classes]),),
+        notes=method_notes([("Times", one.e2e_s) for one in summary.classes]),
     )
     names = tuple(one.name for one in summary.classes)
-    points, all_points = latency_points_of(recording)
+    place = main_place(summary)
+    points, all_points = latency_points_of(recording, place)
     kept = "" if len(points) == all_points else f" {len(points):,} of {all_points:,} are drawn."
     scatter = MemoryAgainstLatency(
         id=f"{prefix}scatter",
         title="Memory against latency, one point a request",
         caption=(
-            "Across: end-to-end time from the intended send. Up: the most KV cache that the "
-            "request itself held; the attributed figures in the table add its share of "
-            f"activations and of reserved KV.{kept}"
+            "Across: end-to-end time from the intended send. Up: what the request owned at its "
+            f"peak, {place.upper()} (attributed).{kept}"
         ),
         class_names=names,
         points=points,
@@ -236,66 +236,6 @@ def _latency_rows(one: ClassSummary, summary: RunSummary) -> Iterator[tuple[Cell
         yield (Cell(text="" if number else one.name), Cell(text=name), *cells)
 
 
-def _limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
-    verdicts = verdicts_of(limits_of(recording.header.deployment), summary.classes)
-    table = Table(
-        id=f"{prefix}limits-table",
-        title="Budgets and promises",
-        columns=(
-            Column(title="class", align="left"),
-            Column(title="limit on", align="left"),
-            Column(title="limit"),
-            Column(title="measured"),
-            Column(title="verdict", align="left"),
-        ),
-        rows=tuple(
-            _verdict_row(verdict, verdicts[at - 1] if at else None)
-            for at, verdict in enumerate(verdicts)
-        ),
-        notes=(
-            "Judged at p99, or at the highest percentile that the run supports. A memory budget "
-            "bounds what a request owns (attributed).",
-        ),
-    )
-    return Section(
-        id=f"{prefix}limits",
-        title="Budgets and promises of model.yaml",
-        blocks=(table,) if verdicts else (),
-    )
-
-
-def _doubt(judged: Quantile | None) -> str:
-    if judged is None or judged.high is None:
-        return "in this run; it holds no upper bound"
-    return "in this run; the interval reaches past the limit"
-
-
-def _verdict_row(verdict: Verdict, before: Verdict | None) -> tuple[Cell, ...]:
-    limit = verdict.limit
-    text = bytes_text if limit.subject.endswith("_bytes") else seconds_text
-    measured = NOTHING
-    if verdict.judged is not None:
-        measured = Cell(text=text(verdict.judged.value), detail=f"p{verdict.judged.p * 100:g}")
-    match verdict.outcome:
-        case "kept":
-            doubt = "" if verdict.is_certain else _doubt(verdict.judged)
-            outcome = Cell(text="kept", detail=doubt, tone="good")
-        case "broken":
-            back = "" if verdict.is_certain else "the interval reaches below the limit"
-            outcome = Cell(text="broken", detail=back, tone="bad")
-        case "unknown":
-            outcome = Cell(text="unknown", detail="nothing was measured for it", tone="muted")
-    return (
-        Cell(
-            text="" if before and before.limit.class_name == limit.class_name else limit.class_name
-        ),
-        Cell(text=SUBJECT_NAMES[limit.subject]),
-        Cell(text=text(limit.value)),
-        measured,
-        outcome,
-    )
-
-
 def _peak_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
     places: list[tuple[Place, Attribution | None]] = [("cpu", summary.attribution)]
     if summary.gpu_peak_bytes is not None:
@@ -313,7 +253,10 @@ def _peak_section(summary: RunSummary, recording: Recording, prefix: str) -> Sec
 def _parts_chart(attribution: Attribution, id: str) -> PeakParts:
     return PeakParts(
         id=id,
-        title=f"The {attribution.place.upper()} peak of {bytes_text(attribution.total_bytes)}",
+        title=(
+            f"The {attribution.place.upper()} peak while serving, "
+            f"{bytes_text(attribution.total_bytes)}"
+        ),
         caption=f"At {attribution.at_s:.1f} s of the run. Method: {attribution.method}.",
         parts=parts_of(attribution),
     )

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from memplan.records import Recording, Segment
+from memplan.records import EngineFacts, Recording, Segment
+from memplan.stats.attribution import gpu_prefix, gpu_resident_bytes, peak_owned_bytes
 from memplan.stats.summary import Attribution, Percentiles, Rung, RunSummary
 
 MOST_POINTS = 1500
@@ -57,7 +58,7 @@ class PeakParts:
 class RequestPoint:
     class_name: str
     request_id: str
-    kv_bytes: int
+    owned_bytes: float
     latency_s: float
 
 
@@ -111,6 +112,7 @@ Chart = MemoryTimeline | PeakParts | MemoryAgainstLatency | PercentileBars | Lad
 
 def timeline_of(recording: Recording, summary: RunSummary, place: Place, id: str) -> MemoryTimeline:
     """The process over the whole run, from the engine's start."""
+    engines = {engine.engine_start: engine for engine in recording.engines}
     segments = _buckets(recording.segments)
     samples = [
         (sample.t_s, reading)
@@ -126,10 +128,10 @@ def timeline_of(recording: Recording, summary: RunSummary, place: Place, id: str
         caption=_timeline_caption(len(recording.segments), len(samples), thinned),
         start_s=tuple(bucket[0].start_s for bucket in segments),
         end_s=recording.segments[-1].end_s if recording.segments else 0.0,
-        peak_bytes=tuple(_largest_peak(bucket, place) for bucket in segments),
+        peak_bytes=tuple(_largest_peak(bucket, engines, place) for bucket in segments),
         sample_s=tuple(t_s for t_s, _ in kept),
         sample_bytes=tuple(reading for _, reading in kept),
-        sample_name="sampled, per GPU process" if place == "gpu" else "sampled resident (RSS)",
+        sample_name="sampled, whole device" if place == "gpu" else "sampled resident (RSS)",
         idle_bytes=summary.gpu_idle_bytes if place == "gpu" else summary.idle_bytes,
         setup_end_s=_setup_spans(recording.segments),
         in_flight=_in_flight(recording, summary, busiest),
@@ -156,25 +158,26 @@ def _buckets(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
-def _largest_peak(bucket: Sequence[Segment], place: Place) -> int | None:
-    peaks = [peak for one in bucket if (peak := _peak_bytes(one.peak, place)) is not None]
-    return max(peaks, default=None)
+def _largest_peak(
+    bucket: Sequence[Segment], engines: Mapping[int, EngineFacts], place: Place
+) -> int | None:
+    found = (_peak_bytes(one, engines.get(one.engine_start), place) for one in bucket)
+    return max((peak for peak in found if peak is not None), default=None)
 
 
-def _peak_bytes(peak: Mapping[str, int], place: Place) -> int | None:
+def _peak_bytes(segment: Segment, engine: EngineFacts | None, place: Place) -> int | None:
     if place == "cpu":
-        return peak.get("host.hwm")
-    # Reserved is what the allocator holds from the driver; allocated alone would hide the rest.
-    return _sum_of(peak, r"cuda\.\d+\.reserved")
+        return segment.peak.get("host.hwm")
+    # Before the engine has said which device it is on, nothing can be charged to one.
+    if engine is None or f"{gpu_prefix(engine)}.reserved" not in segment.peak:
+        return None
+    return gpu_resident_bytes(segment, engine)
 
 
 def _sampled_bytes(values: Mapping[str, int], place: Place) -> int | None:
-    return values.get("host.rss") if place == "cpu" else _sum_of(values, r"nvml\.\d+\.process")
-
-
-def _sum_of(values: Mapping[str, int], pattern: str) -> int | None:
-    found = [value for name, value in values.items() if re.fullmatch(pattern, name)]
-    return sum(found) if found else None
+    if place == "cpu":
+        return values.get("host.rss")
+    return next((values[name] for name in values if re.fullmatch(r"nvml\.\d+\.used", name)), None)
 
 
 def _setup_spans(segments: Sequence[Segment]) -> tuple[tuple[float, float], ...]:
@@ -211,18 +214,15 @@ def parts_of(attribution: Attribution) -> tuple[tuple[str, int], ...]:
     )
 
 
-def latency_points_of(recording: Recording) -> tuple[tuple[RequestPoint, ...], int]:
-    """Completed requests with the most KV each of them held, and how many there were.
+def latency_points_of(recording: Recording, place: Place) -> tuple[tuple[RequestPoint, ...], int]:
+    """Completed requests with the most each of them owned, and how many there were.
 
     More than MOST_POINTS are thinned evenly, in the order in which they came to run.
     """
     class_of = {request.request_id: request.class_name for request in recording.requests}
-    most: dict[str, int] = {}
-    for segment in recording.segments:
-        for part in segment.in_flight:
-            most[part.request_id] = max(most.get(part.request_id, 0), part.kv_used_bytes)
+    engines = {engine.engine_start: engine for engine in recording.engines}
     points = []
-    for request_id, kv_bytes in most.items():
+    for request_id, bytes_ in peak_owned_bytes(recording.segments, engines, place).items():
         record = recording.outcomes.get(request_id)
         if record is None or record.end_s is None or record.intended_s is None:
             continue
@@ -231,7 +231,7 @@ def latency_points_of(recording: Recording) -> tuple[tuple[RequestPoint, ...], i
                 RequestPoint(
                     class_name=class_of.get(request_id, "unknown"),
                     request_id=request_id,
-                    kv_bytes=kv_bytes,
+                    owned_bytes=bytes_,
                     latency_s=record.end_s - record.intended_s,
                 )
             )

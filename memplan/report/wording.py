@@ -78,13 +78,13 @@ def withheld_code(quantile: Quantile, findings: Sequence[Finding], class_name: s
     return next((one.code for one in (*named, *about)), None)
 
 
-def methods_note(measured: Sequence[Percentiles]) -> str:
-    """What every percentile table must say under itself."""
-    methods = "; ".join(dict.fromkeys(one.method for one in measured if one.n))
+def method_notes(measured: Sequence[tuple[str, Percentiles]]) -> tuple[str, ...]:
+    """What every percentile table must say under itself; each method once, by what it is for."""
+    methods = dict.fromkeys((name, one.method) for name, one in measured if one.n)
     return (
-        f"Percentiles by {methods or 'no method: no request was seen'}. n counts requests. The "
-        "second line is the 95 % interval; “at least” means that the run holds no upper "
-        "bound. Largest is an observation of this run, not a statistic."
+        *(f"{name}: {method}." for name, method in methods),
+        "n counts requests. The second line is the 95 % interval; “at least” means that the run "
+        "holds no upper bound. Largest is an observation of this run, not a statistic.",
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from memplan.records import Finding, Recording
+from memplan.records import Finding, PlantedSpike, Recording
 from memplan.stats.percentiles import fewest_for
 from memplan.stats.summary import Attribution, ClassSummary, Percentiles
 
@@ -161,8 +161,7 @@ def _planted(recording: Recording) -> Iterator[Finding]:
         return
     exact = sampled = 0
     for spike in recording.planted:
-        before = _resident_before(recording, spike.resident_s)
-        want = before + 0.95 * spike.spike_bytes
+        want = _resident_around(recording, spike) + 0.95 * spike.spike_bytes
         exact += any(
             s.peak["host.hwm"] >= want
             for s in recording.segments
@@ -184,10 +183,12 @@ def _planted(recording: Recording) -> Iterator[Finding]:
     )
 
 
-def _resident_before(recording: Recording, at_s: float) -> int:
-    """Resident bytes when the last segment before a moment closed."""
-    closed = [s for s in recording.segments if s.end_s <= at_s]
-    return closed[-1].gauges.get("host.rss", 0) if closed else 0
+def _resident_around(recording: Recording, spike: PlantedSpike) -> int:
+    """What was resident without the spike: the lower of the last reading before and the first after,
+    because the engine's own memory moves meanwhile."""
+    before = [s for s in recording.segments if s.end_s <= spike.began_s][-1:]
+    after = [s for s in recording.segments if s.start_s >= spike.gone_s][:1]
+    return min((s.gauges["host.rss"] for s in before + after), default=0)
 
 
 _RECORDING_RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (

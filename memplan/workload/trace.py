@@ -328,11 +328,11 @@ def _memplan_rows(
     number, text = next(lines)
     header = _json_object(text) or {}
     unit = header.get("time_unit", "ms")
-    units_per_s = {"ms": 1e3, "s": 1.0}
+    unit_per_s = {'"ms"': 1e3, '"s"': 1.0}.get(json.dumps(unit))
     if header.get("memplan_trace") != 1:
         got = json.dumps(header.get("memplan_trace"))
         reading.fault(number, f"memplan_trace: got {got}, expected the header of version 1")
-    if unit not in units_per_s:
+    if unit_per_s is None:
         reading.fault(number, f'time_unit: got {json.dumps(unit)}, expected "ms" or "s"')
     scope = header.get("hash_id_scope", "global")
     if scope not in ("global", "session"):
@@ -346,7 +346,7 @@ def _memplan_rows(
     except _BadFieldError as error:
         reading.fault(number, str(error))
     rows = _json_rows(lines, reading, has_header=True, ids_are_per_session=scope == "session")
-    return rows, units_per_s.get(unit if isinstance(unit, str) else "", 1.0)
+    return rows, unit_per_s or 1.0
 
 
 def _origin_ns(value: Any) -> int | None:

@@ -1,0 +1,78 @@
+"""The verdict on every budget and promise of model.yaml, and how sure it is."""
+
+from __future__ import annotations
+
+from memplan.records import Recording
+from memplan.report.limits import Subject, Verdict, limits_of, verdicts_of
+from memplan.report.pieces import Cell, Column, Section, Table
+from memplan.report.wording import NOTHING
+from memplan.stats.summary import Quantile, RunSummary
+from memplan.units import bytes_text, seconds_text
+
+SUBJECT_NAMES: dict[Subject, str] = {
+    "cpu_bytes": "memory budget, CPU",
+    "gpu_bytes": "memory budget, GPU",
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "e2e_s": "end to end",
+}
+
+
+def limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
+    verdicts = verdicts_of(limits_of(recording.header.deployment), summary.classes)
+    table = Table(
+        id=f"{prefix}limits-table",
+        title="Budgets and promises",
+        columns=(
+            Column(title="class", align="left"),
+            Column(title="limit on", align="left"),
+            Column(title="limit"),
+            Column(title="measured"),
+            Column(title="verdict", align="left"),
+        ),
+        rows=tuple(
+            _verdict_row(verdict, verdicts[at - 1] if at else None)
+            for at, verdict in enumerate(verdicts)
+        ),
+        notes=(
+            "Judged at p99, or at the highest percentile that the run supports. A memory budget "
+            "bounds what a request owns (attributed).",
+        ),
+    )
+    return Section(
+        id=f"{prefix}limits",
+        title="Budgets and promises of model.yaml",
+        blocks=(table,) if verdicts else (),
+    )
+
+
+def _doubt(judged: Quantile | None) -> str:
+    if judged is None or judged.high is None:
+        return "in this run; it holds no upper bound"
+    return "in this run; the interval reaches past the limit"
+
+
+def _verdict_row(verdict: Verdict, before: Verdict | None) -> tuple[Cell, ...]:
+    limit = verdict.limit
+    text = bytes_text if limit.subject.endswith("_bytes") else seconds_text
+    measured = NOTHING
+    if verdict.judged is not None:
+        measured = Cell(text=text(verdict.judged.value), detail=f"p{verdict.judged.p * 100:g}")
+    match verdict.outcome:
+        case "kept":
+            doubt = "" if verdict.is_certain else _doubt(verdict.judged)
+            outcome = Cell(text="kept", detail=doubt, tone="good")
+        case "broken":
+            back = "" if verdict.is_certain else "the interval reaches below the limit"
+            outcome = Cell(text="broken", detail=back, tone="bad")
+        case "unknown":
+            outcome = Cell(text="unknown", detail="nothing was measured for it", tone="muted")
+    return (
+        Cell(
+            text="" if before and before.limit.class_name == limit.class_name else limit.class_name
+        ),
+        Cell(text=SUBJECT_NAMES[limit.subject]),
+        Cell(text=text(limit.value)),
+        measured,
+        outcome,
+    )

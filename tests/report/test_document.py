@@ -1,0 +1,214 @@
+from dataclasses import replace
+
+from example_run import (
+    NODES_CSV,
+    profile_recording,
+    profile_summary,
+    replay_recording,
+    replay_summary,
+)
+
+from memplan.plan.nodes import parse_nodes
+from memplan.report.document import document_of
+from memplan.report.pieces import Document, Facts, FindingList, Table
+from memplan.stats.summary import Quantile
+from memplan.units import GIB
+
+RECORDING = replay_recording()
+SUMMARY = replay_summary(RECORDING)
+NODES = parse_nodes(NODES_CSV, "nodes.csv")
+PROFILES = (
+    (profile_summary(), profile_recording()),
+    (profile_summary("kv-int8", scale=0.5), profile_recording("kv-int8", scale=0.5)),
+)
+
+
+def table_of(document: Document, id: str) -> Table:
+    blocks = [block for section in document.sections for block in section.blocks]
+    return next(block for block in blocks if isinstance(block, Table) and block.id == id)
+
+
+def has_table(document: Document, id: str) -> bool:
+    blocks = [block for section in document.sections for block in section.blocks]
+    return any(isinstance(block, Table) and block.id == id for block in blocks)
+
+
+def rows_of(document: Document, id: str) -> dict[str, list[str]]:
+    return {row[0].text: [cell.text for cell in row[1:]] for row in table_of(document, id).rows}
+
+
+def test_the_answer_says_what_a_request_owns_and_how_many_replicas_fit() -> None:
+    answer = document_of([(SUMMARY, RECORDING)], NODES).answer
+    assert answer == (
+        "At p95 a long request owns 122.0 MiB on top of the 870.0 MiB that the process holds "
+        "idle; the process peaked at 1.21 GiB. The cheapest node for it, r8g.24xlarge, would "
+        "hold 48 such replicas (vCPU-limited, not yet checked)."
+    )
+
+
+def test_without_a_catalog_there_is_neither_density_nor_cost() -> None:
+    document = document_of([(SUMMARY, RECORDING)])
+    assert document.answer.endswith("the process peaked at 1.21 GiB.")
+    assert not has_table(document, "run1-density-table")
+
+
+def test_where_no_class_supports_a_p95_the_answer_says_so() -> None:
+    withheld = Quantile(p=0.95, value=None, low=None, high=None)
+    classes = tuple(
+        replace(one, cpu=replace(one.cpu, attributed=replace(one.cpu.attributed, p95=withheld)))
+        for one in SUMMARY.classes
+    )
+    document = document_of([(replace(SUMMARY, classes=classes), RECORDING)])
+    assert document.answer.startswith("No class sent enough requests for a p95.")
+
+
+def test_a_class_that_lost_requests_says_how_many_and_why() -> None:
+    table = table_of(document_of([(SUMMARY, RECORDING)]), "run1-glance")
+    assert rows_of(document_of([(SUMMARY, RECORDING)]), "run1-glance")["long"][0] == "6 of 7"
+    assert table.notes[0] == "long: 1 rejected (exceeds_context 1)."
+
+
+def test_a_withheld_percentile_points_to_its_finding() -> None:
+    table = table_of(document_of([(SUMMARY, RECORDING)]), "run1-memory-table")
+    long_attributed = table.rows[4]
+    assert long_attributed[5].text == "withheld"
+    assert long_attributed[5].detail == "see p99_withheld"
+
+
+def test_a_measured_gpu_adds_rows_and_an_unmeasured_one_none() -> None:
+    classes = tuple(replace(one, gpu=one.cpu) for one in SUMMARY.classes)
+    with_gpu = replace(SUMMARY, classes=classes, gpu_idle_bytes=GIB, gpu_peak_bytes=2 * GIB)
+    document = document_of([(with_gpu, RECORDING)], NODES)
+    named = [row[1].text for row in table_of(document, "run1-memory-table").rows]
+    assert named[:4] == [
+        "attributed, CPU",
+        "co-resident, CPU",
+        "attributed, GPU",
+        "co-resident, GPU",
+    ]
+    assert document.answer.startswith(
+        "At p95 a long request owns 122.0 MiB of GPU memory on top of the 1.00 GiB that the "
+        "process holds idle; the process peaked at 2.00 GiB on the GPU and 1.21 GiB on the host."
+    )
+    assert list(rows_of(document, "run1-density-table")) == ["g6.2xlarge"]
+    notes = table_of(document, "run1-density-table").notes
+    assert notes[0] == "CPU nodes, left out because this replica was measured on a GPU: 4."
+    assert notes[1] == "Nodes left out because their GPU memory is not in the catalog: 1."
+
+
+def test_budgets_are_judged_and_a_broken_one_says_so() -> None:
+    table = table_of(document_of([(SUMMARY, RECORDING)]), "run1-limits-table")
+    verdicts = [(row[0].text, row[1].text, row[4].text) for row in table.rows]
+    assert verdicts[0] == ("short", "memory budget, CPU", "kept")
+    assert ("medium", "memory budget, CPU", "broken") in verdicts
+    assert len(verdicts) == 7
+
+
+def test_a_deployment_without_limits_has_no_section_for_them() -> None:
+    header = replace(RECORDING.header, deployment={})
+    document = document_of([(SUMMARY, replace(RECORDING, header=header))])
+    assert not has_table(document, "run1-limits-table")
+
+
+def test_nodes_are_offered_cheapest_first_with_unknown_prices_and_misfits_last() -> None:
+    document = document_of([(SUMMARY, RECORDING)], NODES)
+    rows = rows_of(document, "run1-density-table")
+    assert list(rows) == ["r8g.24xlarge", "c4-highmem-192", "tiny.large", "quiet.standard"]
+    assert rows["r8g.24xlarge"][1:4] == ["48", "$5.66", "$86.01"]
+    assert rows["quiet.standard"][2:4] == ["unknown", "–"]
+    assert rows["tiny.large"][1:4] == ["0", "$0.05", "–"]
+    notes = table_of(document, "run1-density-table").notes
+    assert notes[0] == "GPU nodes, not priced because nothing was measured on a GPU: 2."
+
+
+def test_other_ways_of_paying_are_shown_where_they_are_known() -> None:
+    rows = rows_of(document_of([(SUMMARY, RECORDING)], NODES), "run1-bases-table")
+    assert list(rows) == ["c4-highmem-192"]
+    assert rows["c4-highmem-192"] == ["$95.15", "$59.94", "$42.82", "$57.09"]
+
+
+def test_unknown_threads_leave_the_vcpus_out_of_the_density() -> None:
+    engine = replace(RECORDING.engines[0], settings={})
+    document = document_of([(SUMMARY, replace(RECORDING, engines=(engine,)))], NODES)
+    assert rows_of(document, "run1-density-table")["r8g.24xlarge"][1] == "553"
+
+
+def test_every_finding_of_a_run_is_in_its_report() -> None:
+    document = document_of([(SUMMARY, RECORDING)])
+    lists = [
+        block
+        for section in document.sections
+        for block in section.blocks
+        if isinstance(block, FindingList)
+    ]
+    assert [one.findings for one in lists] == [SUMMARY.findings]
+
+
+def test_how_it_was_measured_holds_what_a_reader_needs_to_believe_it() -> None:
+    document = document_of([(SUMMARY, RECORDING)])
+    facts = {
+        fact.name: fact.text
+        for section in document.sections
+        for block in section.blocks
+        if isinstance(block, Facts)
+        for fact in block.facts
+    }
+    assert "too low by at most 128.0 KiB" in facts["peaks"]
+    assert facts["model digest"] == "sha256:5d1c7e0b9a3f4a62"
+    assert facts["scaling"] == "lengths × 0.5, time × 1"
+    assert facts["rows"] == "41 of 55 kept; dropped: no output length 14"
+    assert facts["dtype"] == "bfloat16"
+    assert {"co-resident", "attributed", "solo", "segment"} <= set(facts)
+
+
+def test_a_run_that_was_cut_off_says_so() -> None:
+    document = document_of([(SUMMARY, replace(RECORDING, end=None))])
+    method = next(
+        block
+        for section in document.sections
+        for block in section.blocks
+        if isinstance(block, Facts) and block.id == "run1-how"
+    )
+    assert method.facts[-1].text == "cut off"
+
+
+def test_variants_are_compared_with_the_first() -> None:
+    document = document_of(PROFILES)
+    table = table_of(document, "profile-comparison-table")
+    assert [column.title for column in table.columns] == ["", "base", "kv-int8"]
+    kv = next(row for row in table.rows if row[0].text == "KV cache of one token")
+    assert [cell.text for cell in kv[1:]] == ["22.5 KiB", "11.2 KiB"]
+    assert kv[2].detail == "−50.0 %"
+    assert "Alone, a long request of 4,800 tokens adds 117.8 MiB" in document.answer
+    assert "leanest other variant, kv-int8, peaks at" in document.answer
+
+
+def test_two_runs_of_one_variant_are_told_apart_by_their_ids() -> None:
+    other = (replace(SUMMARY, run_id="second"), RECORDING)
+    table = table_of(document_of([(SUMMARY, RECORDING), other]), "replay-comparison-table")
+    titles = [column.title for column in table.columns]
+    assert titles == ["", "base (20260811-101500-3f2a)", "base (second)"]
+
+
+def test_ids_are_unique_when_replays_and_profiles_share_a_page() -> None:
+    document = document_of([(SUMMARY, RECORDING), (SUMMARY, RECORDING), *PROFILES], NODES)
+    ids = [section.id for section in document.sections]
+    ids += [block.id for section in document.sections for block in section.blocks]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_with_nothing_known_still_gives_a_report() -> None:
+    bare = replace(
+        SUMMARY,
+        idle_bytes=None,
+        peak_bytes=None,
+        load_peak_bytes=None,
+        classes=(),
+        attribution=None,
+        fidelity=None,
+        findings=(),
+    )
+    nothing = replace(RECORDING, engines=(), segments=(), samples=(), requests=(), outcomes={})
+    document = document_of([(bare, nothing)], NODES)
+    assert "unknown" in document.answer
+    assert not has_table(document, "run1-density-table")

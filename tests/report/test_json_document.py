@@ -1,0 +1,120 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from example_run import profile_summary, replay_recording, replay_summary
+
+from memplan.report.json_document import profile_document, replay_document
+
+SUMMARY = replay_summary(replay_recording())
+QUANTILE_KEYS = {
+    f"{name}{bound}" for name in ("p50", "p95", "p99") for bound in ("", "_low", "_high")
+}
+TIME_KEYS = {"n", "method", "peak", *QUANTILE_KEYS}
+BYTES_KEYS = {"n", "method", "peak_bytes", *(f"{key}_bytes" for key in QUANTILE_KEYS)}
+
+
+def keys_of(value: Any, path: str = "") -> set[str]:
+    """Every key with its path; lists count by their first entry."""
+    if isinstance(value, list):
+        return keys_of(value[0], f"{path}[]") if value else set()
+    if not isinstance(value, dict):
+        return set()
+    here = {f"{path}.{key}" for key in value}
+    return here.union(*(keys_of(inner, f"{path}.{key}") for key, inner in value.items()))
+
+
+def test_a_replay_has_exactly_these_keys() -> None:
+    document = replay_document(SUMMARY)
+    assert document["schema"] == "memplan.replay/1"
+    assert set(document) == {
+        "schema", "run", "run_id", "deployment", "variant", "classes", "process", "throughput",
+        "fidelity", "overhead", "findings",
+    }  # fmt: skip
+    one = document["classes"][0]
+    assert set(one) == {
+        "name", "rule", "requests", "completed", "failed", "rejected", "unfinished", "not_sent",
+        "reasons", "tokens", "memory", "latency",
+    }  # fmt: skip
+    assert set(one["memory"]) == {"cpu", "gpu"}
+    assert set(one["memory"]["cpu"]) == {"co_resident", "attributed"}
+    assert set(one["memory"]["cpu"]["attributed"]) == BYTES_KEYS
+    assert set(one["latency"]) == {"ttft_s", "tpot_s", "e2e_s"}
+    assert set(one["latency"]["ttft_s"]) == TIME_KEYS
+    assert set(document["process"]) == {
+        "idle_bytes", "peak_bytes", "load_peak_bytes", "shared_bytes", "gpu_idle_bytes",
+        "gpu_peak_bytes", "attribution", "gpu_attribution",
+    }  # fmt: skip
+    assert set(document["process"]["attribution"]) == {
+        "total_bytes", "at_s", "weights_bytes", "kv_bytes", "activations_bytes", "runtime_bytes",
+        "allocator_slack_bytes", "page_cache_bytes", "unexplained_bytes", "method",
+    }  # fmt: skip
+    assert set(document["fidelity"]) == {
+        "schedule_lag_s", "peak_in_flight", "dilation", "length_scale",
+    }  # fmt: skip
+    assert set(document["overhead"]) == {"client_cpu_s", "client_peak_bytes", "segment_median_s"}
+    assert set(document["findings"][0]) == {"code", "text", "hint"}
+
+
+def test_a_profile_has_exactly_these_keys() -> None:
+    document = profile_document([profile_summary(), profile_summary("kv-int8", scale=0.5)])
+    assert set(document) == {"schema", "variants"}
+    assert document["schema"] == "memplan.profile/1"
+    assert [one["variant"] for one in document["variants"]] == ["base", "kv-int8"]
+    first = document["variants"][0]
+    assert set(first) == {
+        "run", "run_id", "deployment", "variant", "process", "solo", "rungs", "overhead",
+        "findings",
+    }  # fmt: skip
+    assert set(first["solo"][0]) == {
+        "class", "place", "input_tokens", "output_tokens", "n", "median_bytes", "min_bytes",
+        "max_bytes", "kv_formula_bytes",
+    }  # fmt: skip
+    assert set(first["rungs"][0]) == {
+        "wave", "place", "requests", "tokens_per_request", "idle_bytes", "peak_bytes",
+        "kv_formula_bytes", "e2e_s",
+    }  # fmt: skip
+
+
+def test_figures_are_raw_bytes_and_seconds() -> None:
+    document = json.loads(json.dumps(replay_document(SUMMARY), allow_nan=False))
+    short = document["classes"][0]
+    assert short["memory"]["cpu"]["attributed"]["p95_bytes"] == (
+        SUMMARY.classes[0].cpu.attributed.p95.value
+    )
+    assert short["latency"]["e2e_s"]["p50_low"] == SUMMARY.classes[0].e2e_s.p50.low
+    assert document["process"]["peak_bytes"] == SUMMARY.peak_bytes
+
+
+def test_a_withheld_percentile_is_null_and_a_finding_says_why() -> None:
+    document = replay_document(SUMMARY)
+    long = next(one for one in document["classes"] if one["name"] == "long")
+    assert long["memory"]["cpu"]["attributed"]["p99_bytes"] is None
+    assert "p99_withheld" in {one["code"] for one in document["findings"]}
+
+
+def test_what_was_not_measured_is_null_and_not_zero() -> None:
+    document = replay_document(replace(SUMMARY, attribution=None, fidelity=None, idle_bytes=None))
+    assert document["process"]["attribution"] is None
+    assert document["process"]["idle_bytes"] is None
+    assert document["fidelity"] is None
+    assert document["classes"][0]["memory"]["gpu"] is None
+
+
+def test_a_measured_gpu_has_the_same_shape_as_the_host() -> None:
+    one = SUMMARY.classes[0]
+    document = replay_document(replace(SUMMARY, classes=(replace(one, gpu=one.cpu),)))
+    memory = document["classes"][0]["memory"]
+    assert memory["gpu"] == memory["cpu"]
+
+
+def test_every_key_is_explained_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "json-document.md").read_text("utf-8")
+    explained = set(re.findall(r"[a-z][a-z0-9_]*", " ".join(re.findall(r"`([^`]+)`", page))))
+    paths = keys_of(replay_document(SUMMARY)) | keys_of(profile_document([profile_summary()]))
+    # Reasons are the run's own words; low and high bounds are explained once, as a pattern.
+    names = {path.rsplit(".", 1)[1] for path in paths if ".reasons." not in path}
+    names = {re.sub(r"^(p\d\d|peak)(_low|_high)?(_bytes)?$", r"\1", name) for name in names}
+    assert names - explained == set()
