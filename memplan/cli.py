@@ -6,20 +6,25 @@ MemplanError and turns it into a sentence and an exit code.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from memplan.errors import EngineError, InputError, MemplanError
 
 if TYPE_CHECKING:
-    from memplan.records import Recording
+    from memplan.plan.nodes import NodeSpec
+    from memplan.records import Recording, Request, WorkloadFacts
     from memplan.specs import Deployment
     from memplan.stats.summary import RunSummary
     from memplan.workload.ladder import Wave
+
+    Found = list[tuple[RunSummary, Recording]]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,9 +79,9 @@ def replay(
         trace, trace_format, deployment, limit, length_scale, dilation, oversize
     )
     folder = _measure("replay", deployment, waves, workload, out, sample_period, force)
-    summary, recording = _summary(folder)
-    _print_replay(summary, as_json=as_json)
-    _after(folder, recording)
+    found = [_summary(folder)]
+    _print_result(found, as_json=as_json)
+    _after(folder, found)
 
 
 @app.command()
@@ -102,16 +107,16 @@ def profile(
     deployment = load_deployment(model_yaml(model, None))
     chosen = [_variant(deployment, name) for name in variant or _variant_names(deployment)]
     parent = out or Path("memplan-runs") / run_name(deployment, "profile")
-    results = []
+    found = []
     for one in chosen:
         waves, workload = _ladder_waves(one, repeats)
         folder = parent / one.variant
         _measure("profile", one, waves, workload, folder, sample_period, force)
-        results.append(_summary(folder))
-        if _was_cut(results[-1][1]):
+        found.append(_summary(folder))
+        if _was_cut(found[-1][1]):
             break
-    _print_profile([summary for summary, _ in results], as_json=as_json)
-    _after(parent, *(recording for _, recording in results))
+    _print_result(found, as_json=as_json)
+    _after(parent, found)
 
 
 @app.command()
@@ -158,11 +163,11 @@ def demo(
     waves, workload = _trace_waves(trace, None, deployment, 60, 1.0, 3.0, "refuse")
     folder = out or Path("memplan-runs") / run_name(deployment, "demo")
     _measure("replay", deployment, waves, workload, folder, "10ms", force)
-    summary, recording = _summary(folder)
-    _print_replay(summary, as_json=False)
-    _write_html([(summary, recording)], folder / "report.html", None, force=True)
+    found = [_summary(folder)]
+    _print_result(found, as_json=False)
+    _write_html(found, folder / "report.html", None, force=True)
     print(f"\nreport: {folder / 'report.html'}")
-    _after(folder, recording)
+    _after(folder, found)
 
 
 @app.callback(invoke_without_command=True)
@@ -201,9 +206,9 @@ def _trace_waves(
     length_scale: float,
     dilation: float,
     oversize: str,
-) -> tuple[tuple[Wave, ...], Any]:
+) -> tuple[tuple[Wave, ...], WorkloadFacts]:
     from memplan.records import WorkloadFacts
-    from memplan.workload.classify import plan_requests
+    from memplan.workload.classify import class_rules, plan_requests
     from memplan.workload.ladder import Wave
     from memplan.workload.trace import read_trace
 
@@ -236,12 +241,12 @@ def _trace_waves(
         span_s=max(r.arrival_s for r in requests) / dilation,
         length_scale=length_scale,
         dilation=dilation,
-        class_rules={spec.name: spec.rule for spec in deployment.classes},
+        class_rules=class_rules(deployment.classes, requests),
     )
     return (Wave(name="trace", fresh=False, requests=requests),), workload
 
 
-def _refuse_oversize(requests: Any, deployment: Deployment, path: Path) -> None:
+def _refuse_oversize(requests: tuple[Request, ...], deployment: Deployment, path: Path) -> None:
     from memplan.engines import context_tokens_of
 
     context_tokens = context_tokens_of(deployment)
@@ -254,12 +259,12 @@ def _refuse_oversize(requests: Any, deployment: Deployment, path: Path) -> None:
     raise InputError(
         f"{path}: {len(over)} of {len(requests)} requests are longer than {limit} of "
         f"{most:,} tokens (first: {over[0].request_id}; longest: {longest:,} tokens)",
-        hint=f"--length-scale {most / longest:.3f} makes all fit; --oversize reject sends them "
+        hint=f"--length-scale {int(1e4 * most / longest) / 1e4:g} makes all fit; --oversize reject sends them "
         "and records the rejections",
     )
 
 
-def _ladder_waves(deployment: Deployment, repeats: int) -> tuple[tuple[Wave, ...], Any]:
+def _ladder_waves(deployment: Deployment, repeats: int) -> tuple[tuple[Wave, ...], WorkloadFacts]:
     from memplan.engines import context_tokens_of
     from memplan.records import WorkloadFacts
     from memplan.workload.ladder import ladder_requests
@@ -286,10 +291,10 @@ def _ladder_waves(deployment: Deployment, repeats: int) -> tuple[tuple[Wave, ...
 
 
 def _measure(
-    kind: Any,
+    kind: Literal["replay", "profile"],
     deployment: Deployment,
     waves: tuple[Wave, ...],
-    workload: Any,
+    workload: WorkloadFacts,
     out: Path | None,
     sample_period: str,
     force: bool,
@@ -297,8 +302,7 @@ def _measure(
     from memplan.engines import context_tokens_of
     from memplan.measure import Job, measure, run_name, stopping_on_signals
     from memplan.progress import ProgressWatcher
-    from memplan.units import parse_seconds
-
+    sample_period_s = _sample_period_s(sample_period)
     context_tokens_of(deployment)  # what is missing is said before a folder is made
     folder = out or Path("memplan-runs") / run_name(deployment, kind)
     job = Job(
@@ -308,13 +312,27 @@ def _measure(
         workload=workload,
         folder=folder,
         command=tuple(sys.argv[1:]),
-        sample_period_s=parse_seconds(sample_period),
+        sample_period_s=sample_period_s,
         force=force,
     )
     label = f"{deployment.name} {deployment.variant}"
     with stopping_on_signals() as stop, ProgressWatcher(label, waves) as watcher:
         measure(job, watcher=watcher, stop=stop)
     return folder
+
+
+def _sample_period_s(text: str) -> float:
+    from memplan.units import parse_seconds
+
+    try:
+        period_s = parse_seconds(text)
+    except InputError as error:
+        raise InputError(f"--sample-period: {error.message}", hint="--sample-period 10ms") from error
+    if period_s < 1e-3:
+        raise InputError(
+            f"--sample-period {text}: expected at least 1ms", hint="--sample-period 10ms"
+        )
+    return period_s
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -338,28 +356,17 @@ def _was_cut(recording: Recording) -> bool:
     return recording.end is None or recording.end.reason != "finished"
 
 
-def _print_replay(summary: RunSummary, *, as_json: bool) -> None:
+def _print_result(found: Found, *, as_json: bool) -> None:
+    """The result on stdout: tables for people, one JSON document for machines."""
     from rich.console import Console
 
-    from memplan.report.json_document import replay_document
-    from memplan.report.terminal import print_replay
+    from memplan.report.document import document_of
+    from memplan.report.terminal import print_document
 
     if as_json:
-        print(json.dumps(replay_document(summary), indent=2))
+        print(json.dumps(_documents([summary for summary, _ in found]), indent=2))
     else:
-        print_replay(summary, Console())
-
-
-def _print_profile(summaries: list[RunSummary], *, as_json: bool) -> None:
-    from rich.console import Console
-
-    from memplan.report.json_document import profile_document
-    from memplan.report.terminal import print_profile
-
-    if as_json:
-        print(json.dumps(profile_document(summaries), indent=2))
-    else:
-        print_profile(summaries, Console())
+        print_document(document_of(found, _catalog(None)), Console())
 
 
 def _documents(summaries: list[RunSummary]) -> dict[str, Any]:
@@ -372,34 +379,38 @@ def _documents(summaries: list[RunSummary]) -> dict[str, Any]:
     return documents[0] if len(documents) == 1 else {"schema": "memplan.runs/1", "runs": documents}
 
 
-def _write_html(
-    found: list[tuple[RunSummary, Recording]], target: Path, nodes: Path | None, *, force: bool
-) -> None:
+def _catalog(given: Path | None) -> tuple[NodeSpec, ...]:
     from memplan.builtin import builtin_path
     from memplan.plan.nodes import parse_nodes
+
+    path = given or builtin_path("node_prices.csv")
+    try:
+        return parse_nodes(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}", hint="--nodes nodes.csv") from error
+
+
+def _write_html(found: Found, target: Path, nodes: Path | None, *, force: bool) -> None:
     from memplan.report.document import document_of
-    from memplan.report.html import render_html
+    from memplan.report.html import html_of
 
     if target.exists() and not force:
         raise InputError(f"{target}: exists already", hint="add --force, or name another --out")
-    catalog = nodes or builtin_path("node_prices.csv")
-    try:
-        specs = parse_nodes(catalog.read_text(encoding="utf-8"), str(catalog))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{catalog}: cannot be read: {error}", hint="--nodes nodes.csv") from error
-    page = render_html(document_of(found, specs))
+    page = html_of(document_of(found, _catalog(nodes)))
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            target.unlink()  # half a page would look like a report
         raise InputError(
             f"{target}: cannot be written: {error.strerror}", hint="name another file with --out"
         ) from error
 
 
-def _after(folder: Path, *recordings: Recording) -> None:
+def _after(folder: Path, found: Found) -> None:
     """Says where the run went, and ends with the code of how it ended."""
     print(f"run: {folder}", file=sys.stderr)
-    reasons = {recording.end.reason for recording in recordings if recording.end}
+    reasons = {recording.end.reason for _, recording in found if recording.end}
     if "engine_died" in reasons:
         raise EngineError(
             "the engine died during the run; what it did until then is recorded",
@@ -409,17 +420,24 @@ def _after(folder: Path, *recordings: Recording) -> None:
         raise typer.Exit(130)
 
 
-def main() -> None:
-    """The entry point: every explained failure becomes a sentence and its exit code."""
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code; explained failures become a sentence."""
     try:
-        app(standalone_mode=True)
+        app(args=arguments)
     except MemplanError as error:
         print(f"memplan: {error.message}\n  → {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         print("memplan: left at once; what was recorded can still be read", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        # The reader of our stdout has left; nothing more can be said to it.
-        sys.stderr.close()
-        sys.exit(0)
+        # The reader of our stdout has left; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    return 0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

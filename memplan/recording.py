@@ -111,7 +111,8 @@ class RunWriter:
         try:
             self.flush_samples()
             if self._timeline is not None:
-                self._timeline.close()
+                with _told(self.folder):
+                    self._timeline.close()
         finally:
             if self._timeline is not None:
                 self._sink.close()
@@ -202,8 +203,9 @@ class _told:  # noqa: N801 - reads as a word at the `with`
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, OSError):
             return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what, hint = "the disk is full", "free some space; what was written can still be read"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = "the disk is full" if error.errno != errno.EFBIG else "a file may not grow more"
+            hint = f"free some space; what was written can be read: memplan report {self._folder}"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what, hint = "no permission to write here", "choose a folder of yours with --out"
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):

@@ -133,7 +133,11 @@ class EmbeddedEngine:
                     case "ready":
                         return _facts(message["facts"])
                     case "fault":
-                        raise EngineError(message["text"], hint=message["hint"])
+                        raise EngineError(
+                            f"the {self._deployment.engine} engine could not start: "
+                            f"{message['text']}",
+                            hint=f"its whole output: {self._log}",
+                        )
                     case _:
                         self._backlog.append(_event(message))
 
@@ -141,7 +145,8 @@ class EmbeddedEngine:
         try:
             self._backlog += [_event(m) for m in self._opened().receive(timeout_s)]
         except ChannelClosedError:
-            self._backlog.append(Died(reason=self._last_words()))
+            if not any(isinstance(event, Died) for event in self._backlog):
+                self._backlog.append(Died(reason=self._last_words()))
 
     def _opened(self) -> Channel:
         assert self._channel is not None, "start() comes first"
@@ -182,6 +187,8 @@ def _event(message: dict[str, Any]) -> EngineEvent:
             return SegmentClosed(segment=Segment(**{**fields, "in_flight": tuple(flights)}))
         case "ended":
             return Ended(record=RequestRecord(**message["record"]))
+        case "fault":
+            return Died(reason=message["text"])
         case "planted":
             del message["type"]
             return Planted(spike=PlantedSpike(**message))

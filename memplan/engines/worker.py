@@ -6,6 +6,7 @@ ends when memplan is gone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -323,6 +324,11 @@ def main() -> None:
         Worker(channel, config).run()
     except ChannelClosedError:
         sys.exit(0)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        with contextlib.suppress(ChannelClosedError):
+            channel.send({"type": "fault", "text": text})
+        raise
 
 
 if __name__ == "__main__":

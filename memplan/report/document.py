@@ -121,30 +121,27 @@ def _subtitle(runs: Runs) -> str:
 
 
 def _heaviest(summary: RunSummary) -> ClassSummary | None:
-    """The class whose requests own most at p95; None where no class supports a p95."""
-    known = [one for one in summary.classes if main_memory(one).attributed.p95.value is not None]
-    return max(known, key=lambda one: main_memory(one).attributed.p95.value or 0, default=None)
+    """The class with the request that owned most; its p95 may well be withheld."""
+    known = [one for one in summary.classes if main_memory(one).attributed.peak is not None]
+    return max(known, key=lambda one: main_memory(one).attributed.peak or 0, default=None)
 
 
 def _replay_answer(summary: RunSummary, best: NodeOffer | None) -> str:
     heaviest = _heaviest(summary)
     on_gpu = main_place(summary) == "gpu"
     idle_bytes = summary.gpu_idle_bytes if on_gpu else summary.idle_bytes
-    idle = f"the {bytes_text(idle_bytes)} that the process holds idle"
+    idle = "an unknown idle memory"
+    if idle_bytes is not None:
+        idle = f"the {bytes_text(idle_bytes)} that the process holds idle"
     peaked = bytes_text(summary.peak_bytes)
     if on_gpu:
         peaked = f"{bytes_text(summary.gpu_peak_bytes)} on the GPU and {peaked} on the host"
     if heaviest is None:
-        first = f"No class sent enough requests for a p95. On top of {idle},"
-        peak = f"traffic took the process to a peak of {peaked}."
-        sentence = f"{first} {peak}"
+        held = bytes_text(idle_bytes)
+        sentence = f"No request ran. Idle, the process holds {held}; it peaked at {peaked}."
     else:
-        owned = bytes_text(main_memory(heaviest).attributed.p95.value)
-        owned += " of GPU memory" if on_gpu else ""
-        sentence = (
-            f"At p95 a {heaviest.name} request owns {owned} on top of {idle}; "
-            f"the process peaked at {peaked}."
-        )
+        owned = _owned_text(heaviest, " of GPU memory" if on_gpu else "")
+        sentence = f"{owned} on top of {idle}; the process peaked at {peaked}."
     if best is None:
         return sentence
     limit = LIMIT_NAMES[best.density.limited_by]
@@ -152,6 +149,16 @@ def _replay_answer(summary: RunSummary, best: NodeOffer | None) -> str:
         f"{sentence} The cheapest node for it, {best.node.instance}, would hold "
         f"{best.density.replicas:,} such replicas "
         f"({limit}-limited, not yet checked)."
+    )
+
+
+def _owned_text(one: ClassSummary, of_what: str) -> str:
+    attributed = main_memory(one).attributed
+    if attributed.p95.value is not None:
+        return f"At p95 a {one.name} request owns {bytes_text(attributed.p95.value)}{of_what}"
+    return (
+        f"The largest {one.name} request owned {bytes_text(attributed.peak)}{of_what} "
+        f"({attributed.n:,} are too few for a p95)"
     )
 
 
@@ -187,13 +194,14 @@ def _figures(summary: RunSummary, best: NodeOffer | None) -> tuple[KeyFigure, ..
         )
     heaviest = _heaviest(summary)
     if heaviest is not None:
-        memory = main_memory(heaviest)
-        p95 = memory.attributed.p95
+        owned = main_memory(heaviest).attributed
+        is_known = owned.p95.value is not None
+        interval = f"{interval_text(owned.p95, bytes_text)}, " if is_known else ""
         figures.append(
             KeyFigure(
-                name=f"one {heaviest.name} request, p95",
-                text=bytes_text(p95.value),
-                detail=f"{interval_text(p95, bytes_text)}, n {memory.attributed.n:,}",
+                name=f"one {heaviest.name} request, {'p95' if is_known else 'largest'}",
+                text=bytes_text(owned.p95.value if is_known else owned.peak),
+                detail=f"{interval}n {owned.n:,}",
             )
         )
     if summary.solo:

@@ -26,13 +26,15 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Judged at p99, or at the highest percentile that the run supports."""
+    """Judged at p99, else at p95; a median says nothing about a limit, so there it is unknown."""
 
     limit: Limit
     outcome: Outcome
     judged: Quantile | None
+    largest: float | None
+    """The largest value seen, which can lie beyond a limit that p95 keeps."""
     is_certain: bool
-    """The 95 % interval lies wholly on the verdict's side of the limit."""
+    """The 95 % interval and the largest value lie wholly on the verdict's side of the limit."""
 
 
 def limits_of(deployment: Mapping[str, object]) -> tuple[Limit, ...]:
@@ -69,15 +71,24 @@ def verdicts_of(limits: Sequence[Limit], classes: Sequence[ClassSummary]) -> tup
 
 def verdict_of(limit: Limit, measured: ClassSummary | None) -> Verdict:
     percentiles = measured and _percentiles_for(limit.subject, measured)
-    quantiles = (percentiles.p99, percentiles.p95, percentiles.p50) if percentiles else ()
-    judged = next((one for one in quantiles if one.value is not None), None)
-    if judged is None or judged.value is None:
-        return Verdict(limit=limit, outcome="unknown", judged=None, is_certain=False)
+    if not percentiles:
+        return Verdict(limit=limit, outcome="unknown", judged=None, largest=None, is_certain=False)
+    judged = percentiles.p95 if percentiles.p99.value is None else percentiles.p99
+    largest = percentiles.peak
+    if judged.value is None:
+        return Verdict(
+            limit=limit, outcome="unknown", judged=None, largest=largest, is_certain=False
+        )
     if judged.value <= limit.value:
-        certain = judged.high is not None and judged.high <= limit.value
-        return Verdict(limit=limit, outcome="kept", judged=judged, is_certain=certain)
+        ends = (judged.high, largest)
+        certain = all(end is not None and end <= limit.value for end in ends)
+        return Verdict(
+            limit=limit, outcome="kept", judged=judged, largest=largest, is_certain=certain
+        )
     certain = judged.low is not None and judged.low > limit.value
-    return Verdict(limit=limit, outcome="broken", judged=judged, is_certain=certain)
+    return Verdict(
+        limit=limit, outcome="broken", judged=judged, largest=largest, is_certain=certain
+    )
 
 
 def _percentiles_for(subject: Subject, measured: ClassSummary) -> Percentiles | None:

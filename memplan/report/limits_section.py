@@ -5,8 +5,8 @@ from __future__ import annotations
 from memplan.records import Recording
 from memplan.report.limits import Subject, Verdict, limits_of, verdicts_of
 from memplan.report.pieces import Cell, Column, Section, Table
-from memplan.report.wording import NOTHING
-from memplan.stats.summary import Quantile, RunSummary
+from memplan.report.wording import NOTHING, Text
+from memplan.stats.summary import RunSummary
 from memplan.units import bytes_text, seconds_text
 
 SUBJECT_NAMES: dict[Subject, str] = {
@@ -35,7 +35,8 @@ def limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Se
             for at, verdict in enumerate(verdicts)
         ),
         notes=(
-            "Judged at p99, or at the highest percentile that the run supports. A memory budget "
+            "“So far” is what this run saw and its interval does not prove. "
+            "Judged at p99, or at p95 where p99 is withheld. A memory budget "
             "bounds what a request owns (attributed).",
         ),
     )
@@ -46,27 +47,43 @@ def limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Se
     )
 
 
-def _doubt(judged: Quantile | None) -> str:
-    if judged is None or judged.high is None:
+def _doubt(verdict: Verdict) -> str:
+    """Why a kept limit is not yet proven."""
+    judged, largest = verdict.judged, verdict.largest
+    if verdict.is_certain or judged is None:
+        return ""
+    if largest is not None and largest > verdict.limit.value:
+        return f"but the largest seen is {_text_for(verdict)(largest)}"
+    if judged.high is None:
         return "in this run; it holds no upper bound"
     return "in this run; the interval reaches past the limit"
 
 
+def _unknown(verdict: Verdict) -> str:
+    if verdict.largest is None:
+        return "nothing was measured for it"
+    return f"too few requests; the largest seen is {_text_for(verdict)(verdict.largest)}"
+
+
+def _text_for(verdict: Verdict) -> Text:
+    return bytes_text if verdict.limit.subject.endswith("_bytes") else seconds_text
+
+
 def _verdict_row(verdict: Verdict, before: Verdict | None) -> tuple[Cell, ...]:
     limit = verdict.limit
-    text = bytes_text if limit.subject.endswith("_bytes") else seconds_text
+    text = _text_for(verdict)
     measured = NOTHING
     if verdict.judged is not None:
         measured = Cell(text=text(verdict.judged.value), detail=f"p{verdict.judged.p * 100:g}")
+    so_far = "" if verdict.is_certain else " so far"
     match verdict.outcome:
         case "kept":
-            doubt = "" if verdict.is_certain else _doubt(verdict.judged)
-            outcome = Cell(text="kept", detail=doubt, tone="good")
+            outcome = Cell(text=f"kept{so_far}", detail=_doubt(verdict), tone="good")
         case "broken":
             back = "" if verdict.is_certain else "the interval reaches below the limit"
-            outcome = Cell(text="broken", detail=back, tone="bad")
+            outcome = Cell(text=f"broken{so_far}", detail=back, tone="bad")
         case "unknown":
-            outcome = Cell(text="unknown", detail="nothing was measured for it", tone="muted")
+            outcome = Cell(text="unknown", detail=_unknown(verdict), tone="muted")
     return (
         Cell(
             text="" if before and before.limit.class_name == limit.class_name else limit.class_name

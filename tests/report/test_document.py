@@ -52,14 +52,17 @@ def test_without_a_catalog_there_is_neither_density_nor_cost() -> None:
     assert not has_table(document, "run1-density-table")
 
 
-def test_where_no_class_supports_a_p95_the_answer_says_so() -> None:
+def test_where_the_heaviest_class_supports_no_p95_the_answer_gives_its_largest() -> None:
     withheld = Quantile(p=0.95, value=None, low=None, high=None)
     classes = tuple(
         replace(one, cpu=replace(one.cpu, attributed=replace(one.cpu.attributed, p95=withheld)))
         for one in SUMMARY.classes
     )
     document = document_of([(replace(SUMMARY, classes=classes), RECORDING)])
-    assert document.answer.startswith("No class sent enough requests for a p95.")
+    assert document.answer.startswith(
+        "The largest long request owned 122.0 MiB (6 are too few for a p95) on top of"
+    )
+    assert document.figures[2].name == "one long request, largest"
 
 
 def test_a_class_that_lost_requests_says_how_many_and_why() -> None:
@@ -99,7 +102,7 @@ def test_a_measured_gpu_adds_rows_and_an_unmeasured_one_none() -> None:
 def test_budgets_are_judged_and_a_broken_one_says_so() -> None:
     table = table_of(document_of([(SUMMARY, RECORDING)]), "run1-limits-table")
     verdicts = [(row[0].text, row[1].text, row[4].text) for row in table.rows]
-    assert verdicts[0] == ("short", "memory budget, CPU", "kept")
+    assert verdicts[0] == ("short", "memory budget, CPU", "kept so far")
     assert ("medium", "memory budget, CPU", "broken") in verdicts
     assert len(verdicts) == 7
 
@@ -210,5 +213,7 @@ def test_a_run_with_nothing_known_still_gives_a_report() -> None:
     )
     nothing = replace(RECORDING, engines=(), segments=(), samples=(), requests=(), outcomes={})
     document = document_of([(bare, nothing)], NODES)
-    assert "unknown" in document.answer
+    assert document.answer.startswith(
+        "No request ran. Idle, the process holds unknown; it peaked at unknown."
+    )
     assert not has_table(document, "run1-density-table")

@@ -11,7 +11,7 @@ SHORT = replay_summary(replay_recording()).classes[0]
 
 def with_ttft(low: float | None, value: float | None, high: float | None) -> ClassSummary:
     p99 = Quantile(p=0.99, value=value, low=low, high=high)
-    return replace(SHORT, ttft_s=replace(SHORT.ttft_s, p99=p99))
+    return replace(SHORT, ttft_s=replace(SHORT.ttft_s, p99=p99, peak=1.0))
 
 
 def ttft_limit(value: float) -> Limit:
@@ -40,6 +40,20 @@ def test_a_withheld_p99_is_judged_at_p95() -> None:
     verdict = verdict_of(ttft_limit(100.0), with_ttft(None, None, None))
     assert verdict.judged == SHORT.ttft_s.p95
     assert verdict.outcome == "kept"
+
+
+def test_a_kept_limit_that_one_request_broke_is_not_certain() -> None:
+    one = with_ttft(0.8, 1.0, 1.2)
+    slowest = replace(one, ttft_s=replace(one.ttft_s, peak=9.0))
+    verdict = verdict_of(ttft_limit(2.0), slowest)
+    assert (verdict.outcome, verdict.is_certain, verdict.largest) == ("kept", False, 9.0)
+
+
+def test_a_median_alone_proves_no_limit() -> None:
+    nothing = Quantile(p=0.95, value=None, low=None, high=None)
+    few = replace(SHORT, ttft_s=replace(SHORT.ttft_s, p95=nothing, p99=nothing, peak=0.6))
+    verdict = verdict_of(ttft_limit(100.0), few)
+    assert (verdict.outcome, verdict.judged, verdict.largest) == ("unknown", None, 0.6)
 
 
 def test_what_was_not_measured_is_unknown_and_not_kept() -> None:

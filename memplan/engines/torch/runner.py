@@ -187,6 +187,8 @@ class TorchRunner:
 def _device_of(setting: str) -> str:
     if setting == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("settings.device is cuda, and torch sees no CUDA device here")
     return "cuda:0" if setting == "cuda" else setting
 
 
