@@ -5,6 +5,7 @@ Inside the house there are only bytes, seconds, tokens and US dollars.
 
 from __future__ import annotations
 
+import math
 import re
 
 from memplan.errors import InputError
@@ -26,7 +27,7 @@ SECONDS_PATTERN = r"^\s*\d+(\.\d+)?\s*(us|ms|s|min|h)\s*$"
 def parse_bytes(text: str) -> int:
     """``"512MB"`` → 512,000,000; ``"512MiB"`` → 536,870,912. A bare number is refused.
 
-    Raises InputError when the unit is missing or unknown.
+    Raises InputError when the unit is missing or unknown, or the number is past all counting.
     """
     return round(_parse(text, _BYTES_PER_UNIT, BYTES_PATTERN, "a size such as 512MiB or 2GB"))
 
@@ -37,10 +38,16 @@ def parse_seconds(text: str) -> float:
 
 
 def _parse(text: str, factors: dict[str, float] | dict[str, int], pattern: str, want: str) -> float:
+    hint = f"units: {', '.join(factors)}"
     match = re.match(r"^\s*([0-9.]+)\s*([A-Za-z]+)\s*$", text)
     if match is None or re.match(pattern, text) is None:
-        raise InputError(f"got {text!r}, expected {want}", hint=f"units: {', '.join(factors)}")
-    return float(match.group(1)) * factors[match.group(2)]
+        raise InputError(f"got {text!r}, expected {want}", hint=hint)
+    value = float(match.group(1)) * factors[match.group(2)]
+    if math.isinf(value):  # hundreds of digits: more than a float can hold
+        raise InputError(
+            f"got a number of {len(match.group(1))} digits, expected {want}", hint=hint
+        )
+    return value
 
 
 def bytes_text(value_bytes: float | None) -> str:

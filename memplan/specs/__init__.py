@@ -1,0 +1,29 @@
+"""What the user asks for: model.yaml in, one frozen Deployment out. docs/model-yaml.md describes it."""
+
+from memplan.specs.classes import (
+    BUILTIN_CLASSES,
+    LADDER_CLASS,
+    UNKNOWN_CLASS,
+    ClassSpec,
+    ClassWhen,
+    Typical,
+)
+from memplan.specs.deployment import Deployment
+from memplan.specs.loading import load_deployment
+from memplan.specs.model_file import json_schema
+from memplan.specs.model_source import ModelSource
+from memplan.specs.values import TokenRange
+
+__all__ = [
+    "BUILTIN_CLASSES",
+    "LADDER_CLASS",
+    "UNKNOWN_CLASS",
+    "ClassSpec",
+    "ClassWhen",
+    "Deployment",
+    "ModelSource",
+    "TokenRange",
+    "Typical",
+    "json_schema",
+    "load_deployment",
+]

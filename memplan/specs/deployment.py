@@ -1,0 +1,84 @@
+"""One thing to measure, with every default filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from memplan.gguf_header import check_gguf_whole
+from memplan.specs.classes import BUILTIN_CLASSES, ClassSpec
+from memplan.specs.model_source import ModelSource, packaged_gguf
+from memplan.specs.settings import BASE_VARIANT, Engine, Script, SelfTest, Settings, Variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One thing to measure: a model in an engine under one set of settings."""
+
+    name: str
+    variant: str = BASE_VARIANT
+    engine: Engine
+    model: ModelSource | None = None
+    """With absolute paths; None for engines that need no weights."""
+    settings: Settings = field(default_factory=Settings)
+    classes: tuple[ClassSpec, ...] = BUILTIN_CLASSES
+    variants: tuple[Variant, ...] = ()
+    script: Script | None = None
+    """Set for the scripted and ballast engines, and only there."""
+    self_test: SelfTest | None = None
+
+    def variants_resolved(self) -> tuple[Deployment, ...]:
+        """What there is to measure: ``base``, then each variant with its settings in place."""
+        changed = (
+            replace(
+                self,
+                variant=variant.name,
+                settings=self.settings.model_copy(update=dict(variant.replaced)),
+                variants=(),
+            )
+            for variant in self.variants
+        )
+        return (replace(self, variants=()), *changed)
+
+    def model_file(self) -> Path:
+        """The folder or GGUF file to load.
+
+        Raises MachineError when the package is not installed, InputError when it has no such file.
+        """
+        assert self.model is not None, f"engine {self.engine} loads no model"
+        if self.model.package is None:
+            return Path(self.model.path or self.model.gguf or "")
+        found = packaged_gguf(self.model.package, self.model.file or "*.gguf")
+        check_gguf_whole(found)
+        return found
+
+    def resolved(self) -> dict[str, object]:
+        """This variant as plain JSON values in the house's units, every default filled in."""
+        return {
+            "memplan": 1,
+            "name": self.name,
+            "variant": self.variant,
+            "engine": self.engine,
+            "model": _plain_values(self.model),
+            "settings": {**self.settings.model_dump(mode="json"), "kv": self.settings.kv_dtype},
+            "classes": [
+                {
+                    **spec.model_dump(mode="json"),
+                    "rule": spec.rule,
+                    "typical": {
+                        "input_tokens": spec.typical_input_tokens,
+                        "output_tokens": spec.typical_output_tokens,
+                    },
+                }
+                for spec in self.classes
+            ],
+            "script": _plain_values(self.script),
+            "self_test": _plain_values(self.self_test),
+        }
+
+
+def _plain_values(part: BaseModel | None) -> dict[str, Any] | None:
+    return None if part is None else part.model_dump(mode="json")

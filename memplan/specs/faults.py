@@ -1,0 +1,76 @@
+"""What pydantic found wrong, as sentences in the words of the file, with a guess at what was meant."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic_core import ErrorDetails
+
+from memplan.specs.model_file import json_schema
+from memplan.specs.places import Fault, Location, shown
+from memplan.specs.values import PATTERN_WORDS
+
+
+def fault_of(detail: ErrorDetails) -> Fault:
+    return _location_of(detail), _text_of(detail)
+
+
+def _location_of(detail: ErrorDetails) -> Location:
+    return tuple(part for part in detail["loc"] if part != "[key]")
+
+
+def _text_of(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "extra_forbidden":
+            return _unknown_key(_location_of(detail))
+        case "missing":
+            return "missing, it is required"
+        case "memplan":
+            expected = str(context["what"])
+        case "literal_error":
+            expected = str(context["expected"]).replace("'", "")
+        case "int_type" | "int_from_float" | "int_parsing":
+            expected = "a whole number"
+        case "float_type" | "float_parsing":
+            expected = "a number"
+        case "string_type":
+            expected = "text" if detail["input"] is None else "text in quotes"
+        case "string_pattern_mismatch":
+            expected = PATTERN_WORDS[str(context["pattern"])]
+        case "greater_than_equal":
+            expected = f"at least {context['ge']:,}"
+        case "greater_than":
+            expected = f"more than {context['gt']:g}"
+        case "less_than_equal":
+            expected = f"at most {context['le']:,}"
+        case "too_short":
+            expected = "at least one item, or no such key"
+        case "model_type" | "dict_type":
+            expected = "a mapping of keys"
+        case "tuple_type":
+            expected = "a list"
+        case _:
+            expected = detail["msg"]
+    return f"got {shown(detail['input'])}, expected {expected}"
+
+
+def _unknown_key(location: Location) -> str:
+    known = _keys_at(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    guess = f'; did you mean "{near[0]}"?' if near else ""
+    return f"unknown key, expected one of {', '.join(known)}{guess}"
+
+
+def _keys_at(location: Location) -> list[str]:
+    """The keys that may stand here, read from the schema."""
+    schema = json_schema()
+    here = schema
+    for part in location:
+        here = here["items"] if isinstance(part, int) else here["properties"][part]
+        for option in here.get("anyOf", ()):
+            if option.get("type") != "null":
+                here = option
+        if "$ref" in here:
+            here = schema["$defs"][here["$ref"].removeprefix("#/$defs/")]
+    return list(here["properties"])
