@@ -160,7 +160,7 @@ def demo(
 
     deployment = load_deployment(builtin_path("smollm2.yaml"))
     trace = builtin_path("azure_code_2023.slice.csv")
-    waves, workload = _trace_waves(trace, None, deployment, 60, 1.0, 3.0, "refuse")
+    waves, workload = _trace_waves(trace, None, deployment, 60, 0.5, 4.0, "refuse")
     folder = out or Path("memplan-runs") / run_name(deployment, "demo")
     _measure("replay", deployment, waves, workload, folder, "10ms", force)
     found = [_summary(folder)]

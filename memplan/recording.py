@@ -95,12 +95,10 @@ class RunWriter:
         import pyarrow as pa  # noqa: PLC0415 - 60 ms and 40 MB that only a measuring command pays
 
         samples, self._samples = self._samples, []
+        names = {name for s in samples for name in s.values}
         with _told(self.folder):
-            if self._timeline is None:
-                self._columns = tuple(sorted({name for s in samples for name in s.values}))
-                fields = [("t_s", pa.float64()), *((name, pa.int64()) for name in self._columns)]
-                self._sink = (self.folder / TIMELINE).open("wb", buffering=0)
-                self._timeline = pa.ipc.new_stream(self._sink, pa.schema(fields))
+            if self._timeline is None or not names <= set(self._columns):
+                self._open_timeline(names)
             columns = [pa.array([s.t_s for s in samples], pa.float64())]
             for name in self._columns:
                 columns.append(pa.array([s.values.get(name) for s in samples], pa.int64()))
@@ -118,6 +116,17 @@ class RunWriter:
                 self._sink.close()
             for fd in (self._requests, self._segments, self._events):
                 os.close(fd)
+
+    def _open_timeline(self, names: set[str]) -> None:
+        """A stream's columns are fixed: a gauge not seen before begins another in the same file."""
+        import pyarrow as pa  # noqa: PLC0415
+
+        if self._timeline is None:
+            self._sink = (self.folder / TIMELINE).open("wb", buffering=0)
+        else:
+            self._timeline.close()
+        self._columns = tuple(sorted({*self._columns, *names}))
+        self._timeline = pa.ipc.new_stream(self._sink, self._timeline_schema())
 
     def _timeline_schema(self) -> Any:
         import pyarrow as pa  # noqa: PLC0415
@@ -263,12 +272,18 @@ def _read_lines(path: Path, cls: type[T], findings: list[Finding]) -> Iterator[T
 
 def _json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
     """Whole lines; a last line that was being written when the run died is dropped and said."""
-    if not path.exists():
+    try:
+        opened = path.open("rb")
+    except FileNotFoundError:
         return
-    with path.open("rb") as lines:
+    except OSError as error:
+        raise RecordingError(
+            f"{path}: cannot be read: {error.strerror}", hint="the run cannot be used; replay again"
+        ) from error
+    with opened as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield json.loads(line)
+                yield _json_object(line)
             except ValueError as error:
                 if lines.read(1):
                     raise RecordingError(
@@ -276,6 +291,13 @@ def _json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]
                         hint="the file was changed after the run; replay again",
                     ) from error
                 findings.append(_torn(path.name))
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    raw = json.loads(line)
+    if not isinstance(raw, dict):
+        raise ValueError(f"got {type(raw).__name__}, expected an object")
+    return raw
 
 
 def _torn(name: str) -> Finding:
@@ -317,17 +339,21 @@ def _read_timeline(path: Path, findings: list[Finding]) -> tuple[Sample, ...]:
 
     samples: list[Sample] = []
     try:
-        with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
-            for batch in stream:
-                columns = batch.to_pydict()
-                times = columns.pop("t_s")
-                for i, t_s in enumerate(times):
-                    values = {name: column[i] for name, column in columns.items()}
-                    known = {name: value for name, value in values.items() if value is not None}
-                    samples.append(Sample(t_s=t_s, values=known))
+        with pa.OSFile(str(path)) as source:
+            while source.tell() < source.size():
+                for batch in pa.ipc.open_stream(source):
+                    samples.extend(_samples(batch.to_pydict()))
     except (pa.ArrowInvalid, OSError):
         findings.append(_torn(path.name))
     return tuple(samples)
+
+
+def _samples(columns: dict[str, list[Any]]) -> Iterator[Sample]:
+    times = columns.pop("t_s")
+    for i, t_s in enumerate(times):
+        values = {name: column[i] for name, column in columns.items()}
+        known = {name: value for name, value in values.items() if value is not None}
+        yield Sample(t_s=t_s, values=known)
 
 
 def _build(cls: type[T], raw: Mapping[str, Any]) -> T:
@@ -335,7 +361,7 @@ def _build(cls: type[T], raw: Mapping[str, Any]) -> T:
     hints = _hints(cls)
     try:
         return cls(**{name: _value(hints[name], v) for name, v in raw.items() if name in hints})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise RecordingError(
             f"a {cls.__name__} of this run cannot be read: {error}",
             hint="the file was changed after the run; replay again",

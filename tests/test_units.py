@@ -54,6 +54,15 @@ def test_a_size_without_a_known_unit_is_refused_and_named(text: str) -> None:
     assert "MiB" in caught.value.hint
 
 
+@pytest.mark.parametrize("digits", [308, 400])
+def test_a_size_or_duration_past_all_counting_is_refused(digits: int) -> None:
+    for parse, unit in ((parse_bytes, "TiB"), (parse_seconds, "h")):
+        with pytest.raises(InputError) as caught:
+            parse("9" * digits + unit)
+        assert f"{digits} digits" in caught.value.message
+        assert unit in caught.value.hint
+
+
 @pytest.mark.parametrize("text", ["", "2", "2 sec", "2m", "-2s", "1..5s"])
 def test_a_duration_without_a_known_unit_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:

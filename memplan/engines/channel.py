@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -29,8 +30,9 @@ class Channel:
 
     def send(self, *messages: dict[str, Any]) -> None:
         data = "".join(json.dumps(m, separators=(",", ":")) + "\n" for m in messages).encode()
+        unsent, self._unsent = self._unsent, bytearray()
         try:
-            self._socket.sendall(data)
+            self._socket.sendall(unsent + data)
         except OSError as error:
             raise ChannelClosedError from error
 
@@ -52,7 +54,8 @@ class Channel:
             writers = [self._socket] if self._unsent else []
             ready, writable, _ = select.select([self._socket], writers, [], timeout_s)
             if writable:
-                self._flush()
+                with contextlib.suppress(ChannelClosedError):
+                    self._flush()  # who no longer listens may still have said something
             if not ready:
                 return []
             try:

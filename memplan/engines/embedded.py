@@ -93,7 +93,7 @@ class EmbeddedEngine:
             return ()
         deadline_s = time.monotonic() + _STOP_S
         with contextlib.suppress(ChannelClosedError):
-            self._channel.send({"type": "stop"})
+            self._channel.post({"type": "stop"})  # a busy worker cannot hold us up
         while time.monotonic() < deadline_s:
             self._receive(0.5)
             if any(isinstance(event, Died) for event in self._backlog):

@@ -6,6 +6,7 @@ and a one-byte write; both are timed and travel with the segment.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -16,6 +17,10 @@ from memplan.records import InFlight, Segment, SegmentKind
 # malloc's own account takes 0.2 ms, ten times what closing a segment does: it is asked for only when
 # the peak grew by this much.
 _COMPOSE_STEP_BYTES = 256 << 10
+
+KEEP_MARK = "MEMPLAN_KEEP_HIGH_WATER"
+"""Environment variable of the engine: leaves the kernel's high-water mark to run on, so that it can
+be compared with the peaks of another run."""
 
 DevicePeaks = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
 """Reads a device's (peak, gauges) and resets its peak."""
@@ -30,8 +35,30 @@ class SegmentMeter:
         self.device: DevicePeaks | None = None
         self._memory = ProcessMemory("self")
         self._composed_bytes = 0
-        self._memory.reset_peak()
+        self.is_exact = self._reset()
+        self._last_rss_bytes = self._memory.read()["host.rss"]
         self._opened_s = self.now_s()
+
+    def _reset(self) -> bool:
+        """False where the kernel's mark cannot be reset, or a comparison asks to leave it alone."""
+        if os.environ.get(KEEP_MARK):
+            return False
+        try:
+            self._memory.reset_peak()
+        except OSError:
+            return False
+        return True
+
+    def _peak_bytes(self, gauges: dict[str, int]) -> int:
+        """The open segment's peak. Without a reset only its two ends are known; the mark itself then
+        covers the life of the process and is kept as ``host.hwm_life``."""
+        mark = gauges.pop("host.hwm")
+        if self.is_exact:
+            self._memory.reset_peak()
+            return mark
+        gauges["host.hwm_life"] = mark
+        before, self._last_rss_bytes = self._last_rss_bytes, gauges["host.rss"]
+        return max(before, gauges["host.rss"])
 
     def now_s(self) -> float:
         return time.monotonic() - self._epoch_s
@@ -50,8 +77,7 @@ class SegmentMeter:
         """Ends the open segment and opens the next one. ``engine`` holds gauges of its own."""
         began_s = self.now_s()
         gauges = {**self._memory.read(), **(engine or {})}
-        self._memory.reset_peak()
-        peak = {"host.hwm": gauges.pop("host.hwm")}
+        peak = {"host.hwm": self._peak_bytes(gauges)}
         if self.device is not None:
             device_peak, device_gauges = self.device()
             peak |= device_peak

@@ -39,9 +39,13 @@ class ScriptedEngine:
         self._epoch_s = epoch_s
         self._number = number
         self._block_bytes = self._settings.block_tokens * self._script.kv_bytes_per_token
-        self._context_tokens = self._settings.context_tokens or self._script.context_tokens
+        self._context_tokens = min(
+            self._script.context_tokens,
+            self._settings.context_tokens or self._script.context_tokens,
+        )
+        self._pool_blocks = self._settings.max_kv_tokens // self._settings.block_tokens
         self._scheduler = Scheduler(
-            pool_blocks=self._settings.max_kv_tokens // self._settings.block_tokens,
+            pool_blocks=self._pool_blocks,
             block_tokens=self._settings.block_tokens,
             context_tokens=self._context_tokens,
             max_requests=self._settings.max_requests,
@@ -74,7 +78,7 @@ class ScriptedEngine:
             max_requests=self._settings.max_requests,
             kv_kind="growing",
             kv_bytes_per_token=self._script.kv_bytes_per_token,
-            kv_pool_tokens=self._settings.max_kv_tokens,
+            kv_pool_tokens=self._pool_blocks * self._settings.block_tokens,
             kv_block_tokens=self._settings.block_tokens,
             weights_bytes=weights,
             weights_mapped_bytes=0,

@@ -153,8 +153,11 @@ class Worker:
             load_peak=dict(loaded.peak),
             idle={**idle.gauges, **weights, "host.warm_peak": warm.peak["host.hwm"]},
             load_s=load_s,
-            settings=dict(runner.settings()),
+            settings={**runner.settings(), "segment_peaks": self._peaks_text()},
         )
+
+    def _peaks_text(self) -> str:
+        return "exact" if self._meter.is_exact else "sampled at segment ends"
 
     def _closed(self, kind: SegmentKind) -> Segment:
         segment = self._meter.close(kind, compose=True)

@@ -1,4 +1,4 @@
-"""What the user asks for: model.yaml in, one frozen Deployment out. docs/model-yaml.md describes it."""
+"""model.yaml in, one frozen Deployment out. docs/model-yaml.md is the reference of the file."""
 
 from memplan.specs.classes import (
     BUILTIN_CLASSES,

@@ -1,4 +1,4 @@
-"""Impossible combinations: each part of the file is right by itself, and the whole cannot be meant."""
+"""Impossible combinations: each part is right by itself, and the whole cannot be meant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memplan.specs.settings import BASE_VARIANT, Settings
 
 
 def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
-    """Each part is right by itself and the whole cannot be meant."""
+    """Defaults count only where ``settings_are_whole``: no setting was left out as faulty."""
     yield from _engine_faults(file)
     for keys, text in _settings_faults(file.settings):
         named = [key for key in keys if key in file.settings.model_fields_set]

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as sentences in the words of the file, with a guess at what was meant."""
+"""What pydantic found wrong, in the words of the file, with a guess at what was meant."""
 
 from __future__ import annotations
 

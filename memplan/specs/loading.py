@@ -46,7 +46,7 @@ def load_deployment(path: Path) -> Deployment:
 
 def _fault_lines(path: Path, source: YamlSource, faults: Iterable[Fault]) -> list[str]:
     placed = sorted((source.line_of(place), json_path(place), text) for place, text in faults)
-    return [f"{path}:{line} {json_path}: {text}" for line, json_path, text in placed]
+    return [f"{path}:{line} {where}: {text}" for line, where, text in placed]
 
 
 def _validated(data: dict[str, Any]) -> tuple[ModelFile | None, list[Fault]]:

@@ -12,13 +12,13 @@ SECOND = -1
 
 
 def json_path(location: Location) -> str:
-    shown = "$"
+    path = "$"
     for part in location:
         if isinstance(part, int):
-            shown += "" if part == SECOND else f"[{part}]"
+            path += "" if part == SECOND else f"[{part}]"
         else:
-            shown += f".{part}" if re.fullmatch(r"[\w-]+", part) else f"[{json.dumps(part)}]"
-    return shown
+            path += f".{part}" if re.fullmatch(r"[\w-]+", part) else f"[{json.dumps(part)}]"
+    return path
 
 
 def shown(value: object) -> str:

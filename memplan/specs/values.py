@@ -174,4 +174,5 @@ EnvValue = Annotated[str, Field(pattern=_ENV_VALUE)]
 
 
 class Part(BaseModel):
+    # No docstring: its parts would carry it into the JSON Schema as their description.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

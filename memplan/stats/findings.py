@@ -65,6 +65,17 @@ def _peak_below_sample(recording: Recording) -> Iterator[Finding]:
         )
 
 
+def _peaks_not_exact(recording: Recording) -> Iterator[Finding]:
+    if any(e.settings.get("segment_peaks", "exact") != "exact" for e in recording.engines):
+        yield Finding(
+            code="peaks_not_exact",
+            text="The kernel's high-water mark was not reset between segments: their peaks are "
+            "readings at their ends, and a spike inside one is missed. The peak of the whole run "
+            "is still the kernel's own.",
+            hint="Measure on a Linux kernel with /proc/PID/clear_refs (gVisor has none).",
+        )
+
+
 def _sampler_gaps(recording: Recording) -> Iterator[Finding]:
     times = [sample.t_s for sample in recording.samples]
     period_s = recording.header.sample_period_s
@@ -144,6 +155,7 @@ def _lengths_differ(recording: Recording) -> Iterator[Finding]:
         o.request_id
         for o in recording.outcomes.values()
         if o.outcome == "completed"
+        and o.request_id in asked  # not so where the schedule's own tail was cut off
         and asked[o.request_id] != (o.input_tokens_run, o.output_tokens_run)
     ]
     if wrong:
@@ -195,6 +207,7 @@ _RECORDING_RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (
     _interrupted,
     _swapped,
     _peak_below_sample,
+    _peaks_not_exact,
     _sampler_gaps,
     _late_sends,
     _saturated,

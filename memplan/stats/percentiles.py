@@ -137,7 +137,7 @@ def _blocks(
     blocks: list[list[tuple[float, float]]] = [[]]
     held_s = 0.0
     for pair in pairs:
-        if held_s >= block_s:
+        if blocks[-1] and held_s >= block_s:
             blocks.append([])
             held_s = 0.0
         blocks[-1].append(pair)

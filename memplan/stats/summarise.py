@@ -199,6 +199,7 @@ def _attributions(
 
 def _host_peak_bytes(recording: Recording) -> int | None:
     exact = [s.peak["host.hwm"] for s in recording.segments if "host.hwm" in s.peak]
+    exact += [s.gauges["host.hwm_life"] for s in recording.segments if "host.hwm_life" in s.gauges]
     sampled = [s.values["host.rss"] for s in recording.samples if "host.rss" in s.values]
     return max(exact + sampled, default=None)
 

@@ -1,8 +1,8 @@
 """The profile's ladder: synthetic requests that isolate each term of the memory model.
 
-One long prompt reaches the highest activations and KV of a single request; the prompt steps show
-how both grow; the batch steps show what another running request adds; the solo waves measure one
-typical request of each class in a process that has held nothing before.
+The prompt steps show how activations and KV of a single request grow, up to the one long prompt,
+which reaches the highest; the batch steps show what another running request adds; the solo waves
+measure one typical request of each class in a process that has held nothing before.
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ def ladder_requests(
 
 
 def _prompt_waves(room_tokens: int) -> Iterator[Wave]:
+    # Ascending, the longest last: a rung that comes after a larger one would be measured in a heap
+    # that already holds the larger one's leftovers.
     long_tokens = room_tokens - _LONG_MARGIN_TOKENS
-    yield _wave(LONG_PROMPT_WAVE, 1, long_tokens, _LONG_OUTPUT_TOKENS)
     for prompt_tokens in _doubling(_FIRST_PROMPT_TOKENS, long_tokens - 1):
         yield _wave(f"prompt-{prompt_tokens}", 1, prompt_tokens, _PROMPT_OUTPUT_TOKENS)
+    yield _wave(LONG_PROMPT_WAVE, 1, long_tokens, _LONG_OUTPUT_TOKENS)
 
 
 def _batch_waves(room_tokens: int, *, max_requests: int, max_kv_tokens: int) -> Iterator[Wave]:

@@ -18,13 +18,13 @@ def test_the_ladder_of_a_small_model() -> None:
         solo_repeats=2,
     )
     assert [shape(wave) for wave in waves] == [
-        ("one-long-prompt", 1, 8176, 8),
         ("prompt-128", 1, 128, 4),
         ("prompt-256", 1, 256, 4),
         ("prompt-512", 1, 512, 4),
         ("prompt-1024", 1, 1024, 4),
         ("prompt-2048", 1, 2048, 4),
         ("prompt-4096", 1, 4096, 4),
+        ("one-long-prompt", 1, 8176, 8),
         ("batch-1", 1, 256, 16),
         ("batch-2", 2, 256, 16),
         ("batch-4", 4, 256, 16),
@@ -73,6 +73,11 @@ def test_every_wave_fits_its_bounds(
             assert request.input_tokens + request.output_tokens <= context_tokens
             assert (request.wave, request.arrival_s) == (wave.name, 0.0)
     assert len([wave for wave in waves if wave.fresh]) == solo_repeats * len(classes)
+    prompts = [wave for wave in waves if "prompt" in wave.name]
+    lengths = [wave.requests[0].input_tokens for wave in prompts]
+    assert lengths == sorted(set(lengths)), "a step after a larger one meets its leftovers"
+    assert prompts[-1].name == "one-long-prompt"
+    assert waves[: len(prompts)] == tuple(prompts)
 
 
 def test_too_little_room_is_said() -> None:

@@ -1,0 +1,1 @@
+"""The trace formats, one a module; a new one also needs its line in ``trace.FORMATS``."""

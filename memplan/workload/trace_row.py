@@ -1,0 +1,29 @@
+"""One request as a trace tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["ok", "error", "cancelled", "rejected"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRow:
+    """One request as the trace tells it."""
+
+    line: int
+    timestamp_s: float
+    """After the earliest kept row."""
+    input_tokens: int
+    output_tokens: int
+    request_id: str | None = None
+    session_id: str | None = None
+    operation: str = "chat"
+    class_label: str | None = None
+    """The class that the trace itself names."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    hash_ids: tuple[int, ...] = ()
+    """Chained prefix blocks of the trace's ``block_size``; equal ids mean equal tokens."""
+    status: Status = "ok"
