@@ -259,8 +259,8 @@ def _refuse_oversize(requests: tuple[Request, ...], deployment: Deployment, path
     raise InputError(
         f"{path}: {len(over)} of {len(requests)} requests are longer than {limit} of "
         f"{most:,} tokens (first: {over[0].request_id}; longest: {longest:,} tokens)",
-        hint=f"--length-scale {int(1e4 * most / longest) / 1e4:g} makes all fit; --oversize reject sends them "
-        "and records the rejections",
+        hint=f"--length-scale {int(1e4 * most / longest) / 1e4:g} makes all fit; "
+        "--oversize reject sends them and records the rejections",
     )
 
 
@@ -302,6 +302,7 @@ def _measure(
     from memplan.engines import context_tokens_of
     from memplan.measure import Job, measure, run_name, stopping_on_signals
     from memplan.progress import ProgressWatcher
+
     sample_period_s = _sample_period_s(sample_period)
     context_tokens_of(deployment)  # what is missing is said before a folder is made
     folder = out or Path("memplan-runs") / run_name(deployment, kind)
@@ -327,7 +328,9 @@ def _sample_period_s(text: str) -> float:
     try:
         period_s = parse_seconds(text)
     except InputError as error:
-        raise InputError(f"--sample-period: {error.message}", hint="--sample-period 10ms") from error
+        raise InputError(
+            f"--sample-period: {error.message}", hint="--sample-period 10ms"
+        ) from error
     if period_s < 1e-3:
         raise InputError(
             f"--sample-period {text}: expected at least 1ms", hint="--sample-period 10ms"

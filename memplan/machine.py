@@ -68,9 +68,7 @@ def _gpus() -> tuple[str, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())
-        ]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
     finally:
         pynvml.nvmlShutdown()

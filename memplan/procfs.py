@@ -13,6 +13,7 @@ import os
 import re
 from array import array
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -104,7 +105,7 @@ def file_mappings(folder: str) -> list[tuple[int, int]]:
     """Address ranges [start, end) of this process that map files below ``folder``."""
     resolved = os.path.realpath(folder) + os.sep
     ranges = []
-    with open("/proc/self/maps") as lines:
+    with Path("/proc/self/maps").open() as lines:
         for line in lines:
             fields = line.rstrip("\n").split(maxsplit=5)
             if len(fields) == 6 and fields[5].startswith(resolved):
@@ -121,7 +122,7 @@ def resident_bytes(address: int, size_bytes: int) -> int:
     first = address // PAGE_BYTES
     count = -(-(address + size_bytes) // PAGE_BYTES) - first
     entries = array("Q")
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
         pagemap.seek(first * 8)
         while len(entries) < count:
             data = pagemap.read(min(count - len(entries), 1 << 20) * 8)

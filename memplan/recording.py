@@ -232,11 +232,11 @@ def _fields(value: object) -> dict[str, object]:
     """A record as a mapping without its defaults' noise: one level, nested records by ``default``."""
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"not a record: {type(value).__name__}")
-    return {name: getattr(value, name) for name in _names(type(value))}
+    return {name: getattr(value, name) for name in _names(type(value))}  # type: ignore[arg-type]
 
 
 @cache
-def _names(cls: type) -> tuple[str, ...]:
+def _names(cls: type[Any]) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(cls))
 
 
@@ -310,9 +310,7 @@ def _torn(name: str) -> Finding:
 
 def _read_events(
     path: Path, findings: list[Finding]
-) -> tuple[
-    tuple[EngineFacts, ...], tuple[PlantedSpike, ...], list[Finding], RunEnd | None
-]:
+) -> tuple[tuple[EngineFacts, ...], tuple[PlantedSpike, ...], list[Finding], RunEnd | None]:
     engines: list[EngineFacts] = []
     planted: list[PlantedSpike] = []
     recorded: list[Finding] = []
@@ -358,7 +356,7 @@ def _samples(columns: dict[str, list[Any]]) -> Iterator[Sample]:
 
 def _build(cls: type[T], raw: Mapping[str, Any]) -> T:
     """A record from its JSON. Unknown fields are a newer memplan's and are passed over."""
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     try:
         return cls(**{name: _value(hints[name], v) for name, v in raw.items() if name in hints})
     except (TypeError, KeyError, AttributeError) as error:
@@ -369,7 +367,7 @@ def _build(cls: type[T], raw: Mapping[str, Any]) -> T:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -178,9 +178,7 @@ class _Run:
         for probe in self._probes:
             probe.attach(self._facts)
 
-    def _send(
-        self, engine: Engine, request: Request, prompt: list[int], intended_s: float
-    ) -> None:
+    def _send(self, engine: Engine, request: Request, prompt: list[int], intended_s: float) -> None:
         record = RequestRecord(
             request_id=request.request_id,
             outcome="unfinished",

@@ -31,9 +31,7 @@ _STOP_S = 20.0
 class EmbeddedEngine:
     """The torch engine or the ballast engine, in a worker process of its own."""
 
-    def __init__(
-        self, deployment: Deployment, *, epoch_s: float, number: int, log: Path
-    ) -> None:
+    def __init__(self, deployment: Deployment, *, epoch_s: float, number: int, log: Path) -> None:
         self._deployment = deployment
         self._epoch_s = epoch_s
         self._number = number

@@ -135,9 +135,7 @@ class ScriptedEngine:
             self._admitted[sequence.request_id] = now_s
         self._rows = self._scheduler.next_rows()
         prefill = sum(row.count for row in self._rows if not row.is_decode)
-        decode_s = (
-            self._script.decode_s_per_step if any(r.is_decode for r in self._rows) else 0.0
-        )
+        decode_s = self._script.decode_s_per_step if any(r.is_decode for r in self._rows) else 0.0
         self._step_end_s = now_s + prefill / self._script.prefill_tokens_per_s + decode_s
 
     def _end_step(self) -> None:
@@ -162,9 +160,7 @@ class ScriptedEngine:
         if kind == "idle" and now_s <= self._opened_s:
             return
         blocks = sum(len(s.blocks) for s in self._scheduler.running)
-        held = (
-            self._script.runtime_bytes + self._script.weights_bytes + blocks * self._block_bytes
-        )
+        held = self._script.runtime_bytes + self._script.weights_bytes + blocks * self._block_bytes
         scheduled = {row.sequence.request_id: row.count for row in rows}
         per_token = self._script.kv_bytes_per_token
         segment = Segment(

@@ -94,12 +94,10 @@ class Worker:
         self._channel = channel
         self._config = config
         self._settings = config["settings"]
-        self._meter = SegmentMeter(
-            epoch_s=config["epoch_s"], engine_start=config["engine_start"]
-        )
+        self._meter = SegmentMeter(epoch_s=config["epoch_s"], engine_start=config["engine_start"])
         self._runner: Runner | None = None
         self._scheduler: Scheduler | None = None
-        self._times: dict[str, dict[str, float]] = {}
+        self._times: dict[str, dict[str, Any]] = {}
         self._planter: SpikePlanter | None = None
 
     def run(self) -> None:

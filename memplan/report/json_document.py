@@ -34,8 +34,10 @@ def replay_document(summary: RunSummary) -> Json:
         "classes": [_class(one) for one in summary.classes],
         "process": {
             **_process(summary),
-            "attribution": _attribution(summary.attribution),
-            "gpu_attribution": _attribution(summary.gpu_attribution),
+            "attribution": _parts(summary.attribution),
+            "attribution_of": _attributed_peak(summary.attribution),
+            "gpu_attribution": _parts(summary.gpu_attribution),
+            "gpu_attribution_of": _attributed_peak(summary.gpu_attribution),
         },
         "throughput": {
             "completed_per_s": summary.completed_per_s,
@@ -158,12 +160,22 @@ def _process(summary: RunSummary) -> Json:
     }
 
 
-def _attribution(attribution: Attribution | None) -> Json | None:
+def _attributed_peak(attribution: Attribution | None) -> Json | None:
+    """Which peak the parts are of: they add up to its ``total_bytes``."""
     if attribution is None:
         return None
     return {
         "total_bytes": attribution.total_bytes,
         "at_s": attribution.at_s,
+        "method": attribution.method,
+    }
+
+
+def _parts(attribution: Attribution | None) -> Json | None:
+    """Bytes only, so that summing the values gives the peak."""
+    if attribution is None:
+        return None
+    return {
         "weights_bytes": attribution.weights_bytes,
         "kv_bytes": attribution.kv_bytes,
         "activations_bytes": attribution.activations_bytes,
@@ -171,7 +183,6 @@ def _attribution(attribution: Attribution | None) -> Json | None:
         "allocator_slack_bytes": attribution.allocator_slack_bytes,
         "page_cache_bytes": attribution.page_cache_bytes,
         "unexplained_bytes": attribution.unexplained_bytes,
-        "method": attribution.method,
     }
 
 

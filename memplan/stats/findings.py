@@ -6,6 +6,7 @@ Each rule is a function from a recording to findings; ``findings_of`` is the lis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 
 from memplan.records import Finding, PlantedSpike, Recording
 from memplan.stats.percentiles import fewest_for
@@ -82,7 +83,7 @@ def _sampler_gaps(recording: Recording) -> Iterator[Finding]:
     ready = [engine.ready_s for engine in recording.engines]
     gaps = sorted(
         b - a
-        for a, b in zip(times, times[1:], strict=False)
+        for a, b in pairwise(times)
         if not any(a < at <= b for at in ready)  # the sampler rests while an engine starts
     )
     if gaps and (p99 := gaps[int(0.99 * (len(gaps) - 1))]) > _SLOW_SAMPLER * period_s:

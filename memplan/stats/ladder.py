@@ -34,9 +34,7 @@ def solo_costs_of(recording: Recording) -> tuple[SoloCost, ...]:
         if rung is not None:
             by_class.setdefault(requests[0].class_name, []).append(rung)
             shape[requests[0].class_name] = requests[0]
-    return tuple(
-        _solo_cost(name, shape[name], rungs) for name, rungs in by_class.items()
-    )
+    return tuple(_solo_cost(name, shape[name], rungs) for name, rungs in by_class.items())
 
 
 def _solo_cost(name: str, request: Request, rungs: Sequence[Rung]) -> SoloCost:

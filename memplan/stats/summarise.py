@@ -35,9 +35,7 @@ def summarise(recording: Recording) -> RunSummary:
     engines = {engine.engine_start: engine for engine in recording.engines}
     last = recording.engines[-1] if recording.engines else None
     serving = [s for s in recording.segments if s.kind in _SERVING and s.engine_start in engines]
-    owned = {
-        place: parts.peak_owned_bytes(serving, engines, place) for place in ("cpu", "gpu")
-    }
+    owned = {place: parts.peak_owned_bytes(serving, engines, place) for place in ("cpu", "gpu")}
     classes = tuple(
         _class_summary(name, rule, recording, serving, engines, owned)
         for name, rule in _class_rules(recording).items()
@@ -120,9 +118,7 @@ def _class_summary(
             if o.end_s is not None and o.first_token_s is not None and o.output_tokens_run > 1
         ),
         e2e_s=_latency(
-            o.end_s - o.intended_s
-            for o in done
-            if o.end_s is not None and o.intended_s is not None
+            o.end_s - o.intended_s for o in done if o.end_s is not None and o.intended_s is not None
         ),
     )
 
@@ -146,9 +142,7 @@ def _place(
     if place == "cpu":
         values = [float(s.peak["host.hwm"]) for s in with_class]
     else:
-        values = [
-            float(parts.gpu_resident_bytes(s, engines[s.engine_start])) for s in with_class
-        ]
+        values = [float(parts.gpu_resident_bytes(s, engines[s.engine_start])) for s in with_class]
     seen = {f.request_id for s in with_class for f in s.in_flight} & ids
     return PlaceMemory(
         co_resident=of_segments(
@@ -158,9 +152,7 @@ def _place(
             block_s=_longest_stay_s(with_class, ids),
             method=_TIME,
         ),
-        attributed=of_values(
-            [owned[place][i] for i in sorted(seen)], method=_ATTRIBUTED
-        ),
+        attributed=of_values([owned[place][i] for i in sorted(seen)], method=_ATTRIBUTED),
     )
 
 

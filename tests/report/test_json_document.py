@@ -45,12 +45,14 @@ def test_a_replay_has_exactly_these_keys() -> None:
     assert set(one["latency"]["ttft_s"]) == TIME_KEYS
     assert set(document["process"]) == {
         "idle_bytes", "peak_bytes", "load_peak_bytes", "shared_bytes", "gpu_idle_bytes",
-        "gpu_peak_bytes", "attribution", "gpu_attribution",
+        "gpu_peak_bytes", "attribution", "attribution_of", "gpu_attribution", "gpu_attribution_of",
     }  # fmt: skip
     assert set(document["process"]["attribution"]) == {
-        "total_bytes", "at_s", "weights_bytes", "kv_bytes", "activations_bytes", "runtime_bytes",
-        "allocator_slack_bytes", "page_cache_bytes", "unexplained_bytes", "method",
+        "weights_bytes", "kv_bytes", "activations_bytes", "runtime_bytes",
+        "allocator_slack_bytes", "page_cache_bytes", "unexplained_bytes",
     }  # fmt: skip
+    total = document["process"]["attribution_of"]["total_bytes"]
+    assert sum(document["process"]["attribution"].values()) == total
     assert set(document["fidelity"]) == {
         "schedule_lag_s", "peak_in_flight", "dilation", "length_scale",
     }  # fmt: skip

@@ -164,7 +164,9 @@ class PagedAttention:
         groups = []
         for members in by_size.values():
             width = max(len(row.sequence.blocks) for _, row in members)
-            tables = [row.sequence.blocks + [0] * (width - len(row.sequence.blocks)) for _, row in members]
+            tables = [
+                row.sequence.blocks + [0] * (width - len(row.sequence.blocks)) for _, row in members
+            ]
             groups.append(
                 _DecodeGroup(
                     indices=self._tensor([index for index, _ in members]),

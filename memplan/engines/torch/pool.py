@@ -40,7 +40,7 @@ class KvPool:
             )
             flat = torch.frombuffer(self._mapping, dtype=dtype)
             stride = self._stride_bytes // dtype.itemsize
-            storage = flat.view(blocks, stride)[:, :block_elements].unflatten(1, shape)
+            storage = flat.view(blocks, stride)[:, :block_elements].view(blocks, *shape)
         else:
             storage = torch.empty((blocks, *shape), dtype=dtype, device=device)
         self.layers = [(storage[:, i, 0], storage[:, i, 1]) for i in range(layer_count)]

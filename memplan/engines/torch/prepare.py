@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from memplan.errors import EngineError, MachineError
 from memplan.specs import Deployment
@@ -29,7 +30,10 @@ def prepared_folder(deployment: Deployment) -> Path:
     Raises MachineError when the torch extra is missing and EngineError when the model cannot be
     converted.
     """
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+    if (
+        importlib.util.find_spec("torch") is None
+        or importlib.util.find_spec("transformers") is None
+    ):
         raise MachineError(
             "engine torch needs the packages torch and transformers, which are not installed",
             hint="pip install 'memplan[torch]'",
@@ -56,7 +60,7 @@ def fingerprint(source: Path) -> str:
     Not the whole content: reading a 100 GB file to name it would take longer than loading it.
     """
     digest = hashlib.sha256()
-    files = sorted(source.glob("*.safetensors")) + [source / "config.json"]
+    files = [*sorted(source.glob("*.safetensors")), source / "config.json"]
     for path in files if source.is_dir() else [source]:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
@@ -111,6 +115,8 @@ def _convert(source: Path, dtype: str, target: Path) -> None:
 def _main(source: Path, dtype_name: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
+
+    model: Any
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
     if source.is_dir():

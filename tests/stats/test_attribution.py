@@ -1,0 +1,243 @@
+"""Whose bytes they are: parts add up to the whole, on the host and on a device."""
+
+import math
+
+import pytest
+from builders import IDLE_BYTES, engine, flight, segment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memplan.records import EngineFacts, Segment
+from memplan.stats.attribution import (
+    gpu_attribution,
+    gpu_resident_bytes,
+    gpu_transient_bytes,
+    host_attribution,
+    host_transient_bytes,
+    owned_bytes,
+    peak_owned_bytes,
+)
+from memplan.stats.summary import Attribution
+from memplan.units import MIB
+
+sizes = st.integers(0, 2**40)
+GPU_IDLE = {
+    "host.rss": IDLE_BYTES,
+    "cuda.0.device_used": 900 * MIB,
+    "cuda.0.reserved": 600 * MIB,
+}
+GPU_ENGINE = engine(
+    device="cuda:0",
+    kv_kind="reserved",
+    kv_pool_tokens=1000,
+    kv_bytes_per_token=MIB // 10,
+    loaded={"cuda.0.allocated": 500 * MIB},
+    idle=GPU_IDLE,
+)
+
+
+def gpu_segment(peak: int, reserved: int, now: int, **changes: object) -> Segment:
+    """Torch's allocated peak, reserved peak and allocated at the close, in MiB."""
+    return segment(
+        peak={
+            "host.hwm": IDLE_BYTES,
+            "cuda.0.allocated": peak * MIB,
+            "cuda.0.reserved": reserved * MIB,
+        },
+        gauges={"host.rss": IDLE_BYTES, "cuda.0.allocated": now * MIB},
+        **changes,
+    )
+
+
+def parts_of(attribution: Attribution) -> int:
+    return (
+        attribution.weights_bytes
+        + attribution.kv_bytes
+        + attribution.activations_bytes
+        + attribution.runtime_bytes
+        + attribution.allocator_slack_bytes
+        + attribution.page_cache_bytes
+        + attribution.unexplained_bytes
+    )
+
+
+# --- the host's peak -------------------------------------------------------------------------
+
+idles = st.fixed_dictionaries(
+    {"host.rss": sizes},
+    optional={
+        name: sizes
+        for name in (
+            "host.file",
+            "host.heap_free",
+            "engine.weights_resident",
+            "engine.weights_resident_mapped",
+            "engine.weight_files_resident",
+        )
+    },
+)
+steps = st.builds(
+    lambda kind, hwm, rss, rest: segment(
+        kind=kind, peak={"host.hwm": hwm}, gauges={"host.rss": rss, **rest}
+    ),
+    st.sampled_from(["idle", "step", "release"]),
+    sizes,
+    sizes,
+    st.fixed_dictionaries({}, optional={"host.file": sizes, "engine.kv_blocks": sizes}),
+)
+
+
+@given(st.lists(steps, min_size=1, max_size=5), idles, sizes)
+def test_the_parts_of_the_hosts_peak_add_up_to_it(
+    segments: list[Segment], idle: dict[str, int], heap_free: int
+) -> None:
+    made = host_attribution(segments, engine(idle=idle), heap_free_bytes=heap_free)
+    assert made is not None
+    assert made.total_bytes == max(s.peak["host.hwm"] for s in segments)
+    assert parts_of(made) == made.total_bytes
+    known = (made.weights_bytes, made.kv_bytes, made.activations_bytes, made.runtime_bytes)
+    assert min(*known, made.allocator_slack_bytes, made.page_cache_bytes) >= 0
+
+
+def test_each_part_of_the_hosts_peak_has_its_own_source() -> None:
+    idle = {
+        "host.rss": 100 * MIB,
+        "host.file": 30 * MIB,
+        "host.heap_free": 4 * MIB,
+        "engine.weights_resident": 60 * MIB,
+        "engine.weights_resident_mapped": 20 * MIB,
+        "engine.weight_files_resident": 25 * MIB,
+    }
+    worst = segment(
+        end_s=7.0,
+        peak={"host.hwm": 150 * MIB},
+        gauges={"host.rss": 130 * MIB, "host.file": 33 * MIB, "engine.kv_blocks": 9 * MIB},
+    )
+    made = host_attribution([segment(), worst], engine(idle=idle), heap_free_bytes=6 * MIB)
+    assert made is not None
+    assert (made.place, made.at_s, made.total_bytes) == ("cpu", 7.0, 150 * MIB)
+    assert made.weights_bytes == 60 * MIB
+    assert made.kv_bytes == 9 * MIB
+    assert made.activations_bytes == 20 * MIB  # peak over what stayed
+    assert made.allocator_slack_bytes == 6 * MIB
+    assert made.runtime_bytes == (100 - 60 - 5 - 4) * MIB
+    assert made.page_cache_bytes == (5 + 3) * MIB  # stale file pages, and what came since
+    assert made.unexplained_bytes == (150 - 60 - 9 - 20 - 6 - 31 - 8) * MIB
+
+
+def test_without_segments_nothing_is_attributed() -> None:
+    assert host_attribution([], engine(), heap_free_bytes=0) is None
+    assert gpu_attribution([], GPU_ENGINE) is None
+
+
+# --- the device's peak -----------------------------------------------------------------------
+
+
+@given(st.tuples(sizes, sizes), sizes, sizes, st.tuples(sizes, sizes))
+def test_the_parts_of_the_devices_peak_add_up_to_it(
+    peak: tuple[int, int], now: int, loaded: int, idle: tuple[int, int]
+) -> None:
+    allocated, reserved = sorted(peak)
+    worst = segment(
+        peak={"cuda.1.allocated": allocated, "cuda.1.reserved": reserved},
+        gauges={"cuda.1.allocated": now},
+    )
+    used = {"cuda.1.device_used": idle[0], "cuda.1.reserved": idle[1]}
+    facts = engine(device="cuda:1", loaded={"cuda.1.allocated": loaded}, idle=used)
+    made = gpu_attribution([worst], facts)
+    assert made is not None
+    assert parts_of(made) == made.total_bytes == gpu_resident_bytes(worst, facts)
+
+
+def test_each_part_of_the_devices_peak_has_its_own_source() -> None:
+    made = gpu_attribution(
+        [gpu_segment(510, 600, 500), gpu_segment(650, 700, 500, end_s=3.0)], GPU_ENGINE
+    )
+    assert made is not None
+    pool = 1000 * (MIB // 10)
+    assert (made.place, made.at_s) == ("gpu", 3.0)
+    assert made.kv_bytes == pool
+    assert made.weights_bytes == 500 * MIB - pool  # loaded with the pool in it
+    assert made.activations_bytes == 150 * MIB
+    assert made.allocator_slack_bytes == 50 * MIB
+    assert made.runtime_bytes == 300 * MIB  # the device's use that torch does not know
+    assert made.total_bytes == 1000 * MIB
+    assert made.unexplained_bytes == 0
+
+
+def test_an_engine_on_the_host_has_no_device_peak() -> None:
+    assert gpu_attribution([gpu_segment(1, 1, 1)], engine()) is None
+    assert gpu_attribution([segment()], GPU_ENGINE) is None
+
+
+# --- what a request owned ----------------------------------------------------------------------
+
+
+def test_a_steps_transient_is_its_peak_over_what_stayed() -> None:
+    assert host_transient_bytes(segment()) == 2 * MIB
+    assert gpu_transient_bytes(gpu_segment(650, 700, 500), "cuda.0") == 150 * MIB
+
+
+@pytest.mark.parametrize("kind", ["idle", "release", "load"])
+def test_outside_a_step_memory_given_back_is_no_transient(kind: str) -> None:
+    assert host_transient_bytes(segment(kind)) == 0  # type: ignore[arg-type]
+    closed = gpu_segment(650, 700, 500, kind=kind)
+    assert gpu_transient_bytes(closed, "cuda.0") == 0
+
+
+def test_a_peak_that_the_kernel_reported_late_is_no_negative_transient() -> None:
+    late = segment(peak={"host.hwm": IDLE_BYTES}, gauges={"host.rss": IDLE_BYTES + MIB})
+    assert host_transient_bytes(late) == 0
+    assert gpu_transient_bytes(gpu_segment(500, 700, 501), "cuda.0") == 0
+    assert gpu_transient_bytes(segment(), "cuda.0") == 0
+
+
+@given(st.lists(st.integers(0, 512), min_size=1, max_size=8), sizes)
+def test_shares_of_a_segments_transient_add_up_to_it(tokens: list[int], transient: int) -> None:
+    flights = [flight(str(i), tokens=count) for i, count in enumerate(tokens)]
+    closed = segment(in_flight=tuple(flights), prefill_tokens=sum(tokens))
+    shares = [
+        owned_bytes(f, closed, transient_bytes=transient, holds_kv=False, is_reserved=False)
+        for f in flights
+    ]
+    expected = transient if sum(tokens) else 0
+    assert math.isclose(math.fsum(shares), expected, rel_tol=1e-9)
+    assert all(share >= 0 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("holds_kv", "is_reserved", "kv"),
+    [(True, False, 10_000), (True, True, 16_000), (False, True, 0)],
+)
+def test_a_request_owns_its_kv_where_the_engine_keeps_it(
+    holds_kv: bool, is_reserved: bool, kv: int
+) -> None:
+    closed = segment(prefill_tokens=20, decode_tokens=20)
+    owned = owned_bytes(
+        flight(), closed, transient_bytes=8000, holds_kv=holds_kv, is_reserved=is_reserved
+    )
+    assert owned == kv + 8000 * 10 / 40
+
+
+def owned(segments: list[Segment], facts: EngineFacts, place: str) -> dict[str, float]:
+    return dict(peak_owned_bytes(segments, {facts.engine_start: facts}, place))
+
+
+def test_a_request_owned_what_it_did_in_its_largest_segment() -> None:
+    small = segment(in_flight=(flight("a"), flight("b", tokens=0)), prefill_tokens=10)
+    large = segment(in_flight=(flight("a", kv_used_bytes=5 * MIB, tokens=1),), decode_tokens=4)
+    assert owned([small, large, small], engine(), "cpu") == {
+        "a": 5 * MIB + 2 * MIB / 4,
+        "b": 10_000,
+    }
+    assert owned([small], engine(), "cpu")["a"] == 10_000 + 2 * MIB
+
+
+def test_on_a_device_a_request_owns_kv_there_and_transients_in_both_places() -> None:
+    closed = gpu_segment(650, 700, 500, in_flight=(flight(),), prefill_tokens=10)
+    assert owned([closed], GPU_ENGINE, "gpu") == {"a": 16_000 + 150 * MIB}
+    assert owned([closed], GPU_ENGINE, "cpu") == {"a": 0.0}
+
+
+def test_a_segment_of_an_unknown_engine_is_passed_over() -> None:
+    assert owned([segment(in_flight=(flight(),), engine_start=3)], engine(), "cpu") == {}

@@ -1,0 +1,266 @@
+"""Each rule fires on what it is about, and stays silent on its nearest harmless neighbour."""
+
+from dataclasses import replace
+
+import pytest
+from builders import (
+    CLASSES,
+    IDLE_BYTES,
+    completed,
+    end,
+    flight,
+    header,
+    recording,
+    request,
+    samples,
+    segment,
+    workload,
+)
+
+from memplan.records import (
+    EngineFacts,
+    Finding,
+    PlantedSpike,
+    Recording,
+    RequestRecord,
+    Sample,
+    Segment,
+)
+from memplan.stats.attribution import host_attribution
+from memplan.stats.findings import findings_of
+from memplan.stats.summarise import summarise
+from memplan.stats.summary import Attribution
+from memplan.units import MIB
+
+ONLY = request()
+PEAK_BYTES = IDLE_BYTES + 3 * MIB
+SPIKE = PlantedSpike(spike_bytes=50 * MIB, began_s=1.0, resident_s=1.1, gone_s=1.2)
+WAITING = segment(end_s=1.0, waiting=1)
+
+
+def codes(run: Recording) -> set[str]:
+    """Of the rules about a recording; a replay is never shown to match its fleet's concurrency."""
+    return {finding.code for finding in findings_of(run, (), ())} - {"no_reference_concurrency"}
+
+
+def sampled_at(*times_s: float) -> Recording:
+    return recording(samples=tuple(Sample(t_s=t, values={"host.rss": 1}) for t in times_s))
+
+
+def outcome(**changes: object) -> Recording:
+    return recording(outcomes={"a": completed(ONLY, **changes)})
+
+
+def sent_late(lag_s: float, of: int = 1) -> Recording:
+    """``of`` requests, the first of them late."""
+    requests = tuple(request(f"r{n}") for n in range(of))
+    lags = {r.request_id: completed(r, sent_s=0.0) for r in requests}
+    lags["r0"] = completed(requests[0], sent_s=lag_s)
+    return recording(requests=requests, outcomes=lags)
+
+
+def waited(queued_s: float, kind: str = "replay") -> Recording:
+    """One second of steps, ``queued_s`` of it with a queue."""
+    return recording(
+        header=header(kind=kind),
+        segments=(
+            segment(end_s=queued_s, waiting=3),
+            segment(start_s=queued_s, end_s=1.0),
+            segment("idle", start_s=1.0, end_s=9.0, waiting=1),
+        ),
+    )
+
+
+def seen(around_bytes: int, peak_bytes: int) -> tuple[Segment, ...]:
+    """Segments before, over and after the spike."""
+    return (
+        segment("idle", end_s=1.0, gauges={"host.rss": around_bytes}),
+        segment("idle", start_s=1.0, end_s=1.3, peak={"host.hwm": peak_bytes}),
+        segment("idle", start_s=1.3, end_s=2.0, gauges={"host.rss": around_bytes}),
+    )
+
+
+def spiked(peak_bytes: int, *seen_samples: Sample) -> Recording:
+    return recording(
+        planted=(SPIKE,), segments=seen(IDLE_BYTES, peak_bytes), samples=tuple(seen_samples)
+    )
+
+
+WHOLE_SPIKE = spiked(IDLE_BYTES + 50 * MIB)
+LOST_SPIKE = spiked(IDLE_BYTES + 40 * MIB)
+
+
+def test_nothing_is_doubtful_about_a_clean_run() -> None:
+    assert codes(recording()) == set()
+    assert findings_of(recording(header=header(kind="profile")), (), ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "doubtful", "harmless"),
+    [
+        (
+            "interrupted",
+            recording(end=end(reason="interrupted")),
+            recording(end=end(reason="engine_died")),
+        ),
+        (
+            "swap_used",
+            recording(samples=(Sample(t_s=0.0, values={"host.swap": 4096}),)),
+            recording(samples=(Sample(t_s=0.0, values={"host.swap": 0}),)),
+        ),
+        (
+            "peak_below_sample",
+            recording(samples=samples(PEAK_BYTES + MIB + 1)),
+            recording(samples=samples(PEAK_BYTES + MIB)),  # within the kernel's drift
+        ),
+        ("sampler_gaps", sampled_at(0, 0.6, 1.2), sampled_at(0, 0.5, 1.0)),
+        ("schedule_not_kept", sent_late(0.11), sent_late(0.1)),
+        ("engine_saturated", waited(0.21), waited(0.2)),
+        (
+            "requests_not_run",
+            outcome(outcome="failed", reason="engine_died"),
+            outcome(outcome="unfinished"),
+        ),
+        ("lengths_differ", outcome(output_tokens_run=1), outcome()),
+        ("lengths_differ", outcome(input_tokens_run=11), outcome(outcome="failed")),
+        ("self_test", WHOLE_SPIKE, recording()),
+        ("self_test_failed", LOST_SPIKE, WHOLE_SPIKE),
+    ],
+)
+def test_a_rule_fires_on_its_doubt_and_not_beside_it(
+    code: str, doubtful: Recording, harmless: Recording
+) -> None:
+    assert code in codes(doubtful)
+    assert code not in codes(harmless)
+
+
+def test_only_a_replay_has_a_fleet_to_be_compared_with() -> None:
+    (found,) = findings_of(recording(), (), ())
+    assert found.code == "no_reference_concurrency"
+    assert findings_of(recording(header=header(kind="profile")), (), ()) == ()
+
+
+def test_a_profiles_queue_is_part_of_its_ladder() -> None:
+    assert "engine_saturated" not in codes(waited(0.9, kind="profile"))
+
+
+def test_a_run_without_segments_has_no_peak_to_be_below_a_sample() -> None:
+    assert codes(recording(segments=(), samples=samples(2**40))) == set()
+
+
+def test_the_samplers_rest_while_an_engine_starts_is_no_gap() -> None:
+    def run(ready_s: float) -> Recording:
+        again = replace(recording().engines[0], engine_start=1, ready_s=ready_s)
+        return replace(sampled_at(0, 30), engines=(again,))
+
+    assert codes(run(29.9)) == set()
+    assert codes(run(40.0)) == {"sampler_gaps"}
+
+
+def test_one_late_send_in_two_hundred_is_no_doubt_about_the_schedule() -> None:
+    assert codes(sent_late(5.0, of=200)) == set()
+    assert codes(sent_late(5.0, of=1)) == {"schedule_not_kept"}
+
+
+def test_requests_that_did_not_run_are_counted_by_reason() -> None:
+    outcomes = {
+        "a": RequestRecord(request_id="a", outcome="rejected", reason="exceeds_context"),
+        "b": RequestRecord(request_id="b", outcome="rejected", reason="exceeds_context"),
+        "c": RequestRecord(request_id="c", outcome="failed"),
+    }
+    found = findings_of(recording(outcomes=outcomes), (), ())
+    told = next(finding.text for finding in found if finding.code == "requests_not_run")
+    assert "2 × exceeds_context, 1 × unknown" in told
+
+
+def test_an_outcome_whose_request_was_cut_off_the_schedule_is_not_compared() -> None:
+    assert codes(recording(requests=())) == set()
+
+
+def test_the_self_test_says_what_segments_and_what_samples_saw() -> None:
+    during = Sample(t_s=1.15, values={"host.rss": IDLE_BYTES + 50 * MIB})
+    outside = replace(during, t_s=1.21)
+    for run, told in (
+        (spiked(IDLE_BYTES + 50 * MIB, during), "segments saw 1 and the 10 Hz sampler saw 1."),
+        (spiked(IDLE_BYTES + 50 * MIB, outside), "segments saw 1 and the 10 Hz sampler saw 0."),
+        (LOST_SPIKE, "segments saw 0 and the 10 Hz sampler saw 0. Peaks of this run can be too"),
+    ):
+        assert any(told in finding.text for finding in findings_of(run, (), ()))
+
+
+def test_a_spike_is_held_against_the_lower_reading_around_it() -> None:
+    before, over, after = seen(IDLE_BYTES, IDLE_BYTES + 50 * MIB)
+    freed = replace(before, gauges={"host.rss": IDLE_BYTES + 30 * MIB})
+    run = recording(planted=(SPIKE,), segments=(freed, over, after))
+    assert "self_test" in codes(run)
+
+
+# --- rules about what was summarised -----------------------------------------------------------
+
+
+def with_requests(count: int) -> Recording:
+    requests = tuple(request(f"r{n:03}") for n in range(count))
+    return recording(
+        header=header(workload=workload(class_rules={CLASSES[0].name: CLASSES[0].rule})),
+        requests=requests,
+        outcomes={r.request_id: completed(r) for r in requests},
+        segments=(
+            segment(in_flight=tuple(flight(r.request_id) for r in requests), prefill_tokens=10),
+        ),
+    )
+
+
+def withheld(run: Recording) -> list[str]:
+    found = findings_of(run, summarise(run).classes, ())
+    return [finding.text for finding in found if finding.code == "percentile_withheld"]
+
+
+def test_a_withheld_percentile_says_what_it_needs() -> None:
+    (text,) = withheld(with_requests(30))
+    assert "Class short" in text
+    assert "p99 (n=30, needs 100)" in text
+    assert "p95" not in text
+    for figure in ("co-resident memory", "attributed memory", "TTFT", "TPOT", "end-to-end"):
+        assert figure in text
+
+
+def test_enough_requests_withhold_nothing() -> None:
+    assert withheld(with_requests(100)) == []
+
+
+def open_by(ratio: float) -> Attribution:
+    made = host_attribution([segment()], recording().engines[0], heap_free_bytes=0)
+    assert made is not None
+    return replace(made, total_bytes=1000, unexplained_bytes=round(1000 * ratio))
+
+
+@pytest.mark.parametrize(("ratio", "fires"), [(0.021, 1), (-0.021, 1), (0.02, 0), (-0.02, 0)])
+def test_an_attribution_that_does_not_close_is_told(ratio: float, fires: int) -> None:
+    found = [
+        finding
+        for finding in findings_of(recording(), (), (open_by(ratio),))
+        if finding.code == "attribution_open"
+    ]
+    assert len(found) == fires
+    assert all(f"{ratio:+.1%} of the cpu peak" in finding.text for finding in found)
+
+
+def test_the_recordings_own_findings_come_first() -> None:
+    own = Finding(code="torn_tail", text="t", hint="h")
+    found = findings_of(recording(findings=(own,), end=end(reason="interrupted")), (), ())
+    assert [finding.code for finding in found] == [
+        "torn_tail",
+        "interrupted",
+        "no_reference_concurrency",
+    ]
+
+
+def test_every_finding_says_what_to_try_next() -> None:
+    doubtful = (WHOLE_SPIKE, LOST_SPIKE, waited(0.9), sent_late(1.0), outcome(output_tokens_run=1))
+    for run in doubtful:
+        assert all(finding.text and finding.hint for finding in findings_of(run, (), ()))
+
+
+def test_an_engine_is_not_needed_for_findings() -> None:
+    none: tuple[EngineFacts, ...] = ()
+    assert codes(recording(engines=none)) == set()

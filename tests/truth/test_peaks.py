@@ -1,0 +1,111 @@
+"""Reported peaks against memory that is known: planted spikes, arithmetic, and the kernel's own mark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from memplan.cli import run
+from memplan.recording import read_run
+from memplan.records import Recording
+
+MB = 10**6
+SPIKE = 150 * MB
+MODEL = """\
+memplan: 1
+name: ballast
+engine: ballast
+settings: {max_requests: 4, max_kv_tokens: 8192, device: cpu, block_tokens: 16}
+script: {weights: 100MiB, runtime: 20MiB, kv_bytes_per_token: 20480, prefill_tokens_per_s: 20000,
+         decode_s_per_step: 5ms, activation_bytes_per_token: 8192, vocab_tokens: 1000,
+         context_tokens: 4096}
+"""
+SELF_TEST = "self_test: {spike: 150MB, hold: 3ms, count: 20, every: 200ms}\n"
+ONE_REQUEST = '{"timestamp": 0, "input_length": 1600, "output_length": 2}\n'
+
+
+def measured(folder: Path, model: str, trace: str) -> Recording:
+    (folder / "model.yaml").write_text(model)
+    (folder / "trace.jsonl").write_text(trace)
+    out = folder / "run"
+    assert run(["replay", str(folder / "trace.jsonl"), "--out", str(out), "--force"]) == 0
+    return read_run(out)
+
+
+def reported_peak(folder: Path, capsys: pytest.CaptureFixture[str]) -> int:
+    capsys.readouterr()
+    assert run(["report", str(folder / "run"), "--json"]) == 0
+    return int(json.loads(capsys.readouterr().out)["process"]["peak_bytes"])
+
+
+def test_a_spike_of_3_ms_is_seen_20_times_of_20_where_a_10_hz_sampler_misses_most(
+    tmp_path: Path,
+) -> None:
+    busy = "".join(
+        json.dumps({"timestamp": i * 150, "input_length": 300, "output_length": 20}) + "\n"
+        for i in range(45)
+    )
+    recording = measured(tmp_path, MODEL + SELF_TEST, busy)
+    # The oracle: the engine without a spike never holds more than its script says.
+    quiet = 160 * MB + 4 * 320 * 20480
+    by_segments = by_samples = 0
+    slow_samples = recording.samples[::10]
+    for spike in recording.planted:
+        by_segments += any(
+            s.peak["host.hwm"] > quiet and s.peak["host.hwm"] >= SPIKE
+            for s in recording.segments
+            if s.start_s <= spike.gone_s and s.end_s >= spike.resident_s
+        )
+        by_samples += any(
+            s.values["host.rss"] > quiet
+            for s in slow_samples
+            if spike.began_s <= s.t_s <= spike.gone_s
+        )
+    assert len(recording.planted) == 20
+    assert by_segments == 20
+    assert by_samples <= 10
+
+
+def test_the_height_of_one_request_is_its_blocks_and_activations_within_1_mb(
+    tmp_path: Path,
+) -> None:
+    recording = measured(tmp_path, MODEL, ONE_REQUEST)
+    idle = recording.engines[0].idle["host.rss"]
+    peak = max(s.peak["host.hwm"] for s in recording.segments if s.kind == "step")
+    # 1,600 tokens in chunks of 512: the peak is in the third chunk, 96 blocks written, 512 tokens
+    # of activations; the last chunk has 100 blocks and 64 tokens.
+    known = 96 * 16 * 20480 + 512 * 8192
+    assert abs(peak - idle - known) < 1 * MB
+
+
+def test_the_reported_peak_is_the_kernels_own_mark_of_a_run_that_was_never_reset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(tmp_path, MODEL, ONE_REQUEST)
+    by_segments = reported_peak(tmp_path, capsys)
+
+    monkeypatch.setenv("MEMPLAN_KEEP_HIGH_WATER", "1")
+    kept = measured(tmp_path, MODEL, ONE_REQUEST)
+    by_kernel = max(s.gauges["host.hwm_life"] for s in kept.segments)
+
+    assert abs(by_segments - by_kernel) < 1 * MB
+    assert kept.engines[0].settings["segment_peaks"] == "sampled at segment ends"
+
+
+def test_no_sample_is_above_the_reported_peak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = measured(tmp_path, MODEL + SELF_TEST, ONE_REQUEST * 8)
+    sampled = max(s.values["host.rss"] for s in recording.samples)
+    exact = max(s.peak["host.hwm"] for s in recording.segments)
+    assert sampled <= exact + recording.header.drift_bound_bytes
+    assert reported_peak(tmp_path, capsys) >= max(sampled, exact)
+
+
+def test_the_timeline_sees_what_the_engine_process_holds(tmp_path: Path) -> None:
+    recording = measured(tmp_path, MODEL, ONE_REQUEST)
+    idle = recording.engines[0].idle["host.rss"]
+    assert abs(recording.samples[0].values["host.rss"] - idle) < 2 * MB
+    assert recording.samples[0].values["host.anon"] > 120 * 2**20
