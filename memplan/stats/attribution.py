@@ -113,7 +113,7 @@ def host_attribution(
     runtime = max(0, engine.idle["host.rss"] - weights - stale_idle - slack_idle)
     file_growth = max(0, worst.gauges.get("host.file", 0) - engine.idle.get("host.file", 0))
     activations = host_transient_bytes(worst)
-    kv = worst.gauges.get("engine.kv_blocks", 0)
+    kv = worst.gauges.get("engine.kv_blocks", 0) if engine.device == "cpu" else 0
     slack = heap_free_bytes
     page_cache = stale_idle + file_growth
     explained = weights + kv + activations + runtime + slack + page_cache

@@ -1,5 +1,7 @@
 """The KV pool on the host: nothing is resident until written, and what is freed goes back."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,4 +90,4 @@ def test_releasing_nothing_is_no_fault() -> None:
 def test_runs_of_blocks_cover_exactly_the_blocks(numbers: set[int]) -> None:
     runs = _runs(sorted(numbers))
     assert [n for first, count in runs for n in range(first, first + count)] == sorted(numbers)
-    assert all(a[0] + a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a[0] + a[1] < b[0] for a, b in pairwise(runs))

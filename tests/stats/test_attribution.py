@@ -1,6 +1,7 @@
 """Whose bytes they are: parts add up to the whole, on the host and on a device."""
 
 import math
+from typing import Any
 
 import pytest
 from builders import IDLE_BYTES, engine, flight, segment
@@ -36,7 +37,7 @@ GPU_ENGINE = engine(
 )
 
 
-def gpu_segment(peak: int, reserved: int, now: int, **changes: object) -> Segment:
+def gpu_segment(peak: int, reserved: int, now: int, **changes: Any) -> Segment:
     """Torch's allocated peak, reserved peak and allocated at the close, in MiB."""
     return segment(
         peak={

@@ -8,6 +8,7 @@ from builders import (
     IDLE_BYTES,
     completed,
     end,
+    engine,
     flight,
     header,
     recording,
@@ -112,6 +113,11 @@ def test_nothing_is_doubtful_about_a_clean_run() -> None:
             "peak_below_sample",
             recording(samples=samples(PEAK_BYTES + MIB + 1)),
             recording(samples=samples(PEAK_BYTES + MIB)),  # within the kernel's drift
+        ),
+        (
+            "peaks_not_exact",
+            recording(engines=(engine(settings={"segment_peaks": "sampled at segment ends"}),)),
+            recording(engines=(engine(settings={"segment_peaks": "exact"}),)),
         ),
         ("sampler_gaps", sampled_at(0, 0.6, 1.2), sampled_at(0, 0.5, 1.0)),
         ("schedule_not_kept", sent_late(0.11), sent_late(0.1)),

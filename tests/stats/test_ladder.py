@@ -86,9 +86,7 @@ def test_solo_waves_are_a_cost_of_their_class_and_no_rung() -> None:
     requests = [
         request(f"s{n}", wave=f"solo:chat:{n}", class_name="chat", input_tokens=30) for n in starts
     ]
-    idles = [
-        engine(engine_start=n, idle={"host.rss": IDLE_BYTES + n * MIB}) for n in starts
-    ]
+    idles = [engine(engine_start=n, idle={"host.rss": IDLE_BYTES + n * MIB}) for n in starts]
     run = profile(requests, [peaked(f"s{n}", 10 + 3 * n, start=n) for n in starts], tuple(idles))
     (cost,) = solo_costs_of(run)
     assert (cost.class_name, cost.input_tokens, cost.output_tokens, cost.n) == ("chat", 30, 2, 3)

@@ -19,7 +19,7 @@ from memplan.stats.summary import Percentiles, Quantile
 
 # Whole numbers, so that adding a constant is exact.
 values = st.lists(st.integers(-(2**40), 2**40).map(float), min_size=1, max_size=150)
-many = st.lists(st.integers(0, 1000).map(float), min_size=100, max_size=400)
+many = st.lists(st.integers(0, 1000).map(float), min_size=100, max_size=160)
 weighted = st.lists(
     st.tuples(st.integers(-1000, 1000).map(float), st.integers(1, 50)), min_size=1, max_size=30
 )

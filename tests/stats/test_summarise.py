@@ -114,6 +114,12 @@ def test_the_peak_is_a_samples_where_no_segment_saw_it() -> None:
     assert summarise(run).peak_bytes == IDLE_BYTES + 20 * MIB
 
 
+def test_the_peak_is_the_mark_of_a_whole_life_where_it_could_not_be_reset() -> None:
+    life = segment("idle", gauges={"host.rss": IDLE_BYTES, "host.hwm_life": IDLE_BYTES + 30 * MIB})
+    run = replace(mixed(), segments=(*mixed().segments, life))
+    assert summarise(run).peak_bytes == IDLE_BYTES + 30 * MIB
+
+
 def test_loading_and_warm_up_are_no_part_of_what_a_class_cost() -> None:
     loading = segment("load", peak={"host.hwm": 2**40}, in_flight=(flight("s"),))
     summary = summarise(replace(mixed(), segments=(loading, *mixed().segments)))
@@ -124,9 +130,7 @@ def test_loading_and_warm_up_are_no_part_of_what_a_class_cost() -> None:
 
 
 def test_fidelity_tells_the_lag_and_the_most_in_flight_as_the_client_saw_it() -> None:
-    run = replace(
-        mixed(), header=header(workload=workload(dilation=2.0, length_scale=0.5))
-    )
+    run = replace(mixed(), header=header(workload=workload(dilation=2.0, length_scale=0.5)))
     fidelity = summarise(run).fidelity
     assert fidelity is not None
     assert (fidelity.peak_in_flight, fidelity.dilation, fidelity.length_scale) == (2, 2.0, 0.5)

@@ -123,19 +123,16 @@ class TorchRunner:
         return self._read_cuda
 
     def weights_resident(self) -> Mapping[str, int]:
-        if self._device.type != "cpu":
-            return {"engine.weights_resident": 0, "engine.weights_resident_mapped": 0}
         mapped = file_mappings(str(self._folder))
-        on_host = {
-            address: resident_bytes(address, size) for address, size in self._storages.items()
-        }
+        on_host = self._storages if self._device.type == "cpu" else {}
+        resident = {address: resident_bytes(address, size) for address, size in on_host.items()}
         return {
             "engine.weight_files_resident": sum(
                 resident_bytes(start, end - start) for start, end in mapped
             ),
-            "engine.weights_resident": sum(on_host.values()),
+            "engine.weights_resident": sum(resident.values()),
             "engine.weights_resident_mapped": sum(
-                bytes_ for address, bytes_ in on_host.items() if _within(address, mapped)
+                size for address, size in resident.items() if _within(address, mapped)
             ),
         }
 

@@ -1,0 +1,135 @@
+"""What to measure, from a command's words: the variant, its requests as waves, and the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from memplan.engines import context_tokens_of
+from memplan.errors import InputError
+from memplan.records import Request, WorkloadFacts
+from memplan.specs import Deployment
+from memplan.units import parse_seconds
+from memplan.workload.classify import class_rules, plan_requests
+from memplan.workload.ladder import Wave, ladder_requests
+from memplan.workload.trace import read_trace
+
+Workload = tuple[tuple[Wave, ...], WorkloadFacts]
+
+
+def variant_names(deployment: Deployment) -> list[str]:
+    return [one.variant for one in deployment.variants_resolved()]
+
+
+def variant_of(deployment: Deployment, name: str) -> Deployment:
+    """The deployment with that variant's settings in place. Raises InputError for an unknown one."""
+    for one in deployment.variants_resolved():
+        if one.variant == name:
+            return one
+    raise InputError(
+        f"--variant {name}: model.yaml has no such variant",
+        hint=f"choose one of: {', '.join(variant_names(deployment))}",
+    )
+
+
+def trace_waves(
+    path: Path,
+    deployment: Deployment,
+    *,
+    trace_format: str | None = None,
+    limit: int | None = None,
+    length_scale: float = 1.0,
+    dilation: float = 1.0,
+    oversize: str = "refuse",
+) -> Workload:
+    """A trace as one open-loop wave.
+
+    Raises InputError for a trace that cannot be read and, unless ``oversize`` is ``reject``, for
+    requests that the engine could never take; MachineError when the engine's packages are missing.
+    """
+    if length_scale <= 0 or dilation <= 0:
+        raise InputError(
+            f"--length-scale {length_scale:g}, --dilation {dilation:g}: expected numbers above 0",
+            hint="leave them out to replay the trace as it is",
+        )
+    if oversize not in ("refuse", "reject"):
+        raise InputError(
+            f"--oversize {oversize}: expected refuse or reject", hint="--oversize reject"
+        )
+    trace = read_trace(path, trace_format)
+    requests = plan_requests(
+        trace,
+        classes=deployment.classes,
+        length_scale=length_scale,
+        dilation=dilation,
+        limit=limit,
+    )
+    context_tokens = context_tokens_of(deployment)
+    if oversize == "refuse":
+        _refuse_oversize(requests, context_tokens, deployment.settings.max_kv_tokens, path)
+    workload = WorkloadFacts(
+        source=path.name,
+        format=trace.format,
+        sha256=trace.sha256,
+        rows_read=trace.rows_read,
+        rows_kept=trace.rows_kept,
+        dropped=trace.dropped,
+        span_s=max(r.arrival_s for r in requests) / dilation,
+        length_scale=length_scale,
+        dilation=dilation,
+        class_rules=class_rules(deployment.classes, requests),
+    )
+    return (Wave(name="trace", fresh=False, requests=requests),), workload
+
+
+def _refuse_oversize(
+    requests: Sequence[Request], context_tokens: int, max_kv_tokens: int, path: Path
+) -> None:
+    most = min(context_tokens, max_kv_tokens)
+    longest = max(r.input_tokens + r.output_tokens for r in requests)
+    over = [r for r in requests if r.input_tokens + r.output_tokens > most]
+    if not over:
+        return
+    limit = "the context" if most == context_tokens else "max_kv_tokens"
+    raise InputError(
+        f"{path}: {len(over)} of {len(requests)} requests are longer than {limit} of "
+        f"{most:,} tokens (first: {over[0].request_id}; longest: {longest:,} tokens)",
+        hint=f"--length-scale {int(1e4 * most / longest) / 1e4:g} makes all fit; "
+        "--oversize reject sends them and records the rejections",
+    )
+
+
+def ladder_waves(deployment: Deployment, repeats: int) -> Workload:
+    waves = ladder_requests(
+        deployment.classes,
+        context_tokens=context_tokens_of(deployment),
+        max_requests=deployment.settings.max_requests,
+        max_kv_tokens=deployment.settings.max_kv_tokens,
+        solo_repeats=repeats,
+    )
+    count = sum(len(wave.requests) for wave in waves)
+    workload = WorkloadFacts(
+        source="ladder",
+        format="synthetic",
+        sha256=None,
+        rows_read=count,
+        rows_kept=count,
+        dropped={},
+        span_s=0.0,
+        class_rules={spec.name: spec.rule for spec in deployment.classes},
+    )
+    return waves, workload
+
+
+def sample_period_s(text: str) -> float:
+    try:
+        period_s = parse_seconds(text)
+    except InputError as error:
+        raise InputError(
+            f"--sample-period: {error.message}", hint="--sample-period 10ms"
+        ) from error
+    if period_s < 1e-3:
+        raise InputError(
+            f"--sample-period {text}: expected at least 1ms", hint="--sample-period 10ms"
+        )
+    return period_s

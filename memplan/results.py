@@ -1,0 +1,81 @@
+"""From run folders to what a command prints or writes; nothing is measured here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from memplan.builtin import builtin_path
+from memplan.errors import InputError
+from memplan.plan.nodes import NodeSpec, parse_nodes
+from memplan.recording import HEADER, read_run
+from memplan.records import Recording
+from memplan.report.document import document_of
+from memplan.report.json_document import profile_document, replay_document
+from memplan.report.terminal import print_document
+from memplan.stats.summarise import summarise
+from memplan.stats.summary import RunSummary
+
+Found = tuple[RunSummary, Recording]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Found]:
+    """Every run at these paths, summarised; a profile's folder stands for the runs inside it.
+
+    Raises RecordingError for a path that holds no run.
+    """
+    folders = [folder for path in paths for folder in _run_folders(path)]
+    recordings = [read_run(folder) for folder in folders]
+    return [(summarise(recording), recording) for recording in recordings]
+
+
+def print_runs(found: Sequence[Found], *, as_json: bool) -> None:
+    """The result on stdout: tables for people, one JSON document for machines."""
+    if as_json:
+        print(json.dumps(_documents([summary for summary, _ in found]), indent=2))
+    else:
+        print_document(document_of(found, _catalog(None)), Console())
+
+
+def write_html(found: Sequence[Found], target: Path, *, nodes: Path | None, force: bool) -> None:
+    """One self-contained page. Raises InputError when ``target`` exists or cannot be written."""
+    from memplan.report.html import html_of  # noqa: PLC0415 - plotly, for this one verb
+
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists already", hint="add --force, or name another --out")
+    page = html_of(document_of(found, _catalog(nodes)))
+    try:
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            target.unlink()  # half a page would look like a report
+        raise InputError(
+            f"{target}: cannot be written: {error.strerror}", hint="name another file with --out"
+        ) from error
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if (path / HEADER).exists() or not path.is_dir():
+        return [path]
+    return sorted(p.parent for p in path.glob(f"*/{HEADER}")) or [path]
+
+
+def _documents(summaries: Sequence[RunSummary]) -> dict[str, Any]:
+    """One replay or one profile is its own document; several runs are a list of them."""
+    profiles = [s for s in summaries if s.kind == "profile"]
+    documents = [replay_document(s) for s in summaries if s.kind == "replay"]
+    documents += [profile_document(profiles)] if profiles else []
+    return documents[0] if len(documents) == 1 else {"schema": "memplan.runs/1", "runs": documents}
+
+
+def _catalog(given: Path | None) -> tuple[NodeSpec, ...]:
+    path = given or builtin_path("node_prices.csv")
+    try:
+        return parse_nodes(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}", hint="--nodes nodes.csv") from error
