@@ -38,7 +38,9 @@ SEED = 20261123
 REQUESTS = 16
 INPUT_TOKENS = (64, 400)
 OUTPUT_TOKENS = (16, 32)
-THREADS = 2
+THREADS = 1
+"""With more, OpenMP threads that wait for a core taken by other work burn CPU time of their own, and
+the figure would measure the neighbours."""
 WARMUP_TOKENS = 16
 WAYS = ("memplan", "one_by_one", "padded_batch")
 

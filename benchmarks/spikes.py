@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -29,7 +30,8 @@ from memplan.records import PlantedSpike, Recording, Sample, Segment
 MB = 10**6
 SPIKES_MB = (20, 150)
 HOLDS_MS = (1, 3, 10)
-EVERY_S = 0.2
+PAUSES_MS = (170, 173, 177)
+"""Before a spike; one run each, because a single pace could keep step with the sampler's."""
 GIVING_BACK_S = 0.05
 """Unmapping begins at ``gone_s`` and takes some milliseconds, more on a busy machine."""
 SAMPLE_PERIOD_S = 0.01
@@ -49,7 +51,7 @@ settings: {{device: cpu, max_requests: 8, max_kv_tokens: 8192, block_tokens: 256
 script: {{weights: 200MiB, runtime: 100MiB, kv_bytes_per_token: 16, prefill_tokens_per_s: 20000,
          decode_s_per_step: 10ms, activation_bytes_per_token: 64, vocab_tokens: 1000,
          context_tokens: 4096}}
-self_test: {{spike: {spike_mb}MB, hold: {hold_ms}ms, count: {count}, every: {every_ms:.0f}ms}}
+self_test: {{spike: {spike_mb}MB, hold: {hold_ms}ms, count: {count}, every: {pause_ms}ms}}
 """
 REQUEST_EVERY_S = 0.15
 REQUEST = {"input_length": 100, "output_length": 100}
@@ -67,18 +69,35 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one run saw of its spikes."""
+
+    planted: int
+    by_segments: int
+    by_timeline: int
+    by_decimated: int
+    false_alarms: int
+    """Segments that no spike touches and that stand as high as if one did; must be 0."""
+    rates_hz: tuple[float, float]
+    resident_s: tuple[float, ...]
+    height_errors_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
+    """All runs of one size and hold."""
+
     spike_bytes: int
     hold_s: float
-    resident_median_s: float
-    """From whole in memory to the beginning of its end, as the engine's own clock saw it."""
+    in_memory_median_s: float
+    """From a spike's first page to the beginning of its end, on the engine's own clock."""
     segments: Share
     timeline: Share
     decimated: Share
     timeline_hz: float
     decimated_hz: float
+    """Rates as they were achieved, in the slowest run."""
     false_alarms: int
-    """Segments that no spike touches and that stand as high as if one did; must be 0."""
     height_error_median_bytes: float | None
     """Segment's peak minus idle minus spike, over the spikes that segments saw."""
 
@@ -94,9 +113,9 @@ def share(seen: int, n: int) -> Share:
     return Share(seen=seen, n=n, ratio=ratio, low=low, high=high)
 
 
-def measure(spike_mb: int, hold_ms: int, count: int, folder: Path) -> Recording:
-    # A spike takes its hold, the pause before it, and up to 100 ms to become resident.
-    needed_s = 2.0 + count * (EVERY_S + hold_ms / 1000 + 0.1)
+def measure(spike_mb: int, hold_ms: int, pause_ms: int, count: int, folder: Path) -> Recording:
+    # A spike takes the pause before it, its hold, and up to 100 ms to become resident.
+    needed_s = 2.0 + count * (pause_ms + hold_ms + 100) / 1000
     trace = "".join(
         json.dumps({"timestamp": round(i * REQUEST_EVERY_S * 1000), **REQUEST}) + "\n"
         for i in range(math.ceil(needed_s / REQUEST_EVERY_S))
@@ -104,7 +123,7 @@ def measure(spike_mb: int, hold_ms: int, count: int, folder: Path) -> Recording:
     folder.mkdir()
     (folder / "trace.jsonl").write_text(trace)
     (folder / "model.yaml").write_text(
-        MODEL.format(spike_mb=spike_mb, hold_ms=hold_ms, count=count, every_ms=EVERY_S * 1000)
+        MODEL.format(spike_mb=spike_mb, hold_ms=hold_ms, count=count, pause_ms=pause_ms)
     )
     command = [sys.executable, "-m", "memplan", "replay", str(folder / "trace.jsonl")]
     options = ["--model", str(folder / "model.yaml"), "--out", str(folder / "run"), "--json"]
@@ -114,48 +133,53 @@ def measure(spike_mb: int, hold_ms: int, count: int, folder: Path) -> Recording:
     return read_run(folder / "run")
 
 
-def judge(recording: Recording, spike_mb: int, hold_ms: int) -> Row:
+def judge(recording: Recording, draw: random.Random) -> Verdict:
     spikes = recording.planted
     if not spikes:
         raise SystemExit("no spike was planted")
-    line = recording.engines[0].idle["host.rss"] + SEEN_RATIO * spike_mb * MB
-    touched = [_touching(segment, spikes) for segment in recording.segments]
-    by_segments: dict[int, int] = {}
-    for segment, numbers in zip(recording.segments, touched, strict=True):
+    idle_bytes = recording.engines[0].idle["host.rss"]
+    line = idle_bytes + SEEN_RATIO * spikes[0].spike_bytes
+    heights: dict[int, int] = {}
+    false_alarms = 0
+    for segment in recording.segments:
+        peak = segment.peak["host.hwm"]
+        if segment.kind not in ("idle", "step", "release") or peak < line:
+            continue
+        touched = _touching(segment, spikes)
         # A peak that two spikes share could be of either, so it counts for neither.
-        if len(numbers) == 1 and segment.peak["host.hwm"] >= line:
-            height = segment.peak["host.hwm"]
-            by_segments[numbers[0]] = max(by_segments.get(numbers[0], 0), height)
-    draw = random.Random(SEED)
-    phases = [draw.randrange(DECIMATION) for _ in spikes]
+        if len(touched) == 1:
+            heights[touched[0]] = max(heights.get(touched[0], 0), peak)
+        false_alarms += not touched
     slow = [recording.samples[phase::DECIMATION] for phase in range(DECIMATION)]
-    idle = recording.engines[0].idle["host.rss"]
+    numbers = range(len(spikes))
+    return Verdict(
+        planted=len(spikes),
+        by_segments=len(heights),
+        by_timeline=sum(_is_sampled(recording.samples, spikes, i, line) for i in numbers),
+        by_decimated=sum(_is_sampled(draw.choice(slow), spikes, i, line) for i in numbers),
+        false_alarms=false_alarms,
+        rates_hz=(_rate_hz(recording.samples), _rate_hz(slow[0])),
+        resident_s=tuple(s.gone_s - s.began_s for s in spikes),
+        height_errors_bytes=tuple(
+            peak - idle_bytes - spikes[i].spike_bytes for i, peak in heights.items()
+        ),
+    )
+
+
+def row_of(spike_mb: int, hold_ms: int, verdicts: Sequence[Verdict]) -> Row:
+    planted = sum(v.planted for v in verdicts)
+    errors = [error for v in verdicts for error in v.height_errors_bytes]
     return Row(
-        spike_bytes=spikes[0].spike_bytes,
+        spike_bytes=spike_mb * MB,
         hold_s=hold_ms / 1000,
-        resident_median_s=median(s.gone_s - s.resident_s for s in spikes),
-        segments=share(len(by_segments), len(spikes)),
-        timeline=share(
-            sum(_is_sampled(recording.samples, spikes, i, line) for i in range(len(spikes))),
-            len(spikes),
-        ),
-        decimated=share(
-            sum(_is_sampled(slow[phase], spikes, i, line) for i, phase in enumerate(phases)),
-            len(spikes),
-        ),
-        timeline_hz=_rate_hz(recording.samples),
-        decimated_hz=_rate_hz(slow[0]),
-        false_alarms=sum(
-            not numbers
-            and segment.kind in ("idle", "step", "release")
-            and segment.peak["host.hwm"] >= line
-            for segment, numbers in zip(recording.segments, touched, strict=True)
-        ),
-        height_error_median_bytes=median(
-            peak - idle - spikes[i].spike_bytes for i, peak in by_segments.items()
-        )
-        if by_segments
-        else None,
+        in_memory_median_s=median(s for v in verdicts for s in v.resident_s),
+        segments=share(sum(v.by_segments for v in verdicts), planted),
+        timeline=share(sum(v.by_timeline for v in verdicts), planted),
+        decimated=share(sum(v.by_decimated for v in verdicts), planted),
+        timeline_hz=min(v.rates_hz[0] for v in verdicts),
+        decimated_hz=min(v.rates_hz[1] for v in verdicts),
+        false_alarms=sum(v.false_alarms for v in verdicts),
+        height_error_median_bytes=median(errors) if errors else None,
     )
 
 
@@ -172,7 +196,7 @@ def _is_sampled(
     samples: Sequence[Sample], spikes: Sequence[PlantedSpike], i: int, line: float
 ) -> bool:
     """Any sample from the spike's first page until the next spike may begin: to the sampler's good."""
-    began_s, end_s = spikes[i].began_s, spikes[i].gone_s + EVERY_S
+    began_s, end_s = spikes[i].began_s, spikes[i].gone_s + min(PAUSES_MS) / 1000
     return any(began_s <= s.t_s < end_s and s.values.get("host.rss", 0) >= line for s in samples)
 
 
@@ -222,21 +246,26 @@ def _cell(one: Share) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--count", type=int, default=80, help="spikes of each size and hold")
+    parser.add_argument(
+        "--count", type=int, default=27, help="spikes a run; three runs of each size and hold"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     began_s = time.monotonic()
     rows = []
+    draw = random.Random(SEED)
     print(f"{'spike':>7} {'hold':>6}  {'segments':>25}  {'timeline':>25}  {'10 Hz':>25}")
     with tempfile.TemporaryDirectory() as scratch:
-        for spike_mb in SPIKES_MB:
-            for hold_ms in HOLDS_MS:
-                folder = Path(scratch) / f"{spike_mb}-{hold_ms}"
-                recording = measure(spike_mb, hold_ms, arguments.count, folder)
-                row = judge(recording, spike_mb, hold_ms)
-                rows.append(row)
-                cells = "  ".join(_cell(s) for s in (row.segments, row.timeline, row.decimated))
-                print(f"{spike_mb:4d} MB {hold_ms:3d} ms  {cells}", flush=True)
+        for spike_mb, hold_ms in product(SPIKES_MB, HOLDS_MS):
+            verdicts = []
+            for pause_ms in PAUSES_MS:
+                folder = Path(scratch) / f"{spike_mb}-{hold_ms}-{pause_ms}"
+                recording = measure(spike_mb, hold_ms, pause_ms, arguments.count, folder)
+                verdicts.append(judge(recording, draw))
+            row = row_of(spike_mb, hold_ms, verdicts)
+            rows.append(row)
+            cells = "  ".join(_cell(s) for s in (row.segments, row.timeline, row.decimated))
+            print(f"{spike_mb:4d} MB {hold_ms:3d} ms  {cells}", flush=True)
     result = result_of(rows, recording, time.monotonic() - began_s)
     print(json.dumps(result["all"], indent=2))
     if arguments.out:

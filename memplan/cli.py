@@ -140,13 +140,14 @@ def report(
 
     Example: memplan report memplan-runs/20261123T120000-replay-smollm2-135m-base
     """
+    from memplan.recording import REPORT
     from memplan.results import print_runs, read_runs, write_html
 
     found = read_runs(runs)
     if as_json:
         print_runs(found, as_json=True)
     if out is not None or not as_json:
-        target = out or runs[0] / "report.html"
+        target = out or runs[0] / REPORT
         write_html(found, target, nodes=nodes, force=force)
         print(target, file=sys.stderr if as_json else sys.stdout)
 
@@ -163,6 +164,7 @@ def demo(
     from memplan.builtin import builtin_path
     from memplan.jobs import trace_waves
     from memplan.measure import run_name
+    from memplan.recording import REPORT
     from memplan.results import print_runs, read_runs, write_html
     from memplan.specs import load_deployment
 
@@ -174,8 +176,8 @@ def demo(
     _measured("replay", deployment, workload, folder, "10ms", force)
     found = read_runs([folder])
     print_runs(found, as_json=False)
-    write_html(found, folder / "report.html", nodes=None, force=True)
-    print(f"\nreport: {folder / 'report.html'}")
+    write_html(found, folder / REPORT, nodes=None, force=True)
+    print(f"\nreport: {folder / REPORT}")
     _say_how_it_ended(folder, found)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from memplan.engines import context_tokens_of
 from memplan.errors import InputError
 from memplan.records import Request, WorkloadFacts
-from memplan.specs import Deployment
+from memplan.specs import Deployment, Settings
 from memplan.units import parse_seconds
 from memplan.workload.classify import class_rules, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
@@ -66,7 +66,7 @@ def trace_waves(
     )
     context_tokens = context_tokens_of(deployment)
     if oversize == "refuse":
-        _refuse_oversize(requests, context_tokens, deployment.settings.max_kv_tokens, path)
+        _refuse_oversize(requests, context_tokens, deployment.settings, path)
     workload = WorkloadFacts(
         source=path.name,
         format=trace.format,
@@ -83,9 +83,10 @@ def trace_waves(
 
 
 def _refuse_oversize(
-    requests: Sequence[Request], context_tokens: int, max_kv_tokens: int, path: Path
+    requests: Sequence[Request], context_tokens: int, settings: Settings, path: Path
 ) -> None:
-    most = min(context_tokens, max_kv_tokens)
+    pool_tokens = settings.max_kv_tokens // settings.block_tokens * settings.block_tokens
+    most = min(context_tokens, pool_tokens + 1)  # the last token's KV is never written
     longest = max(r.input_tokens + r.output_tokens for r in requests)
     over = [r for r in requests if r.input_tokens + r.output_tokens > most]
     if not over:

@@ -36,6 +36,8 @@ from memplan.records import (
 HEADER, SCHEDULE, REQUESTS = "header.json", "schedule.jsonl", "requests.jsonl"
 SEGMENTS, EVENTS, TIMELINE = "segments.jsonl", "events.jsonl", "timeline.arrow"
 ENGINE_LOG = "engine.log"
+REPORT = "report.html"
+"""Where `memplan report` puts the page of a run, unless told otherwise."""
 
 FLUSH_SAMPLES_S = 1.0
 
@@ -191,7 +193,7 @@ def _make_folder(folder: Path, *, force: bool) -> None:
                 f"{folder}: already holds {'a run' if is_run else 'files that are not a run'}",
                 hint="add --force to replace the run" if is_run else "choose another --out folder",
             )
-        for name in (HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, ENGINE_LOG):
+        for name in (HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, ENGINE_LOG, REPORT):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "stats": HINGE,
     "plan": HINGE | {"specs", "stats"},
     "report": HINGE | {"specs", "stats", "plan"},
+    "results": HINGE | {"specs", "stats", "plan", "report", "recording", "builtin"},
     "": set(),  # the package itself: its version
     "__main__": {"cli"},
 }

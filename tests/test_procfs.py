@@ -193,7 +193,7 @@ def test_a_range_that_is_no_mapping_cannot_be_given_back() -> None:
 
 
 def test_a_mapped_file_is_found_below_its_folder_and_under_no_other(tmp_path: Path) -> None:
-    folder, other = tmp_path / "model", tmp_path / "model-2"
+    folder, other = tmp_path / "model-2", tmp_path / "model"
     folder.mkdir()
     other.mkdir()
     path = folder / "some weights.bin"

@@ -6,12 +6,13 @@ process, through the same scheduler, worker and channel as the real engine.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.engines.meter import DevicePeaks
+from memplan.engines.meter import DevicePeaks, TensorPeaks
 from memplan.engines.scheduler import Row
 from memplan.procfs import PAGE_BYTES
 
@@ -41,6 +42,8 @@ class BallastRunner:
 
     def open_pool(self, blocks: int) -> None:
         self._pool = mmap.mmap(-1, blocks * self._block_stride, flags=_FLAGS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._pool.madvise(mmap.MADV_NOHUGEPAGE)
 
     def run(self, rows: tuple[Row, ...]) -> list[int]:
         for row in rows:
@@ -59,6 +62,9 @@ class BallastRunner:
             self._pool.madvise(mmap.MADV_DONTNEED, block * self._block_stride, self._block_stride)
 
     def device_peaks(self) -> DevicePeaks | None:
+        return None
+
+    def tensor_peaks(self) -> TensorPeaks | None:
         return None
 
     def weights_resident(self) -> Mapping[str, int]:

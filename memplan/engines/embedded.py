@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,18 @@ class EmbeddedEngine:
         settings = self._deployment.settings
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         threads = {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
-        return {**os.environ, **quiet, **threads, **settings.env}
+        hook = self._tensor_hook(settings.env) if self._deployment.engine == "torch" else {}
+        return {**os.environ, **quiet, **threads, **settings.env, **hook}
+
+    def _tensor_hook(self, env: Mapping[str, str]) -> dict[str, str]:
+        from memplan.engines.torch.live_tensors import REASON, find_hook
+        from memplan.engines.torch.prepare import cache_folder
+
+        hook = find_hook(cache_folder())
+        if hook.library is None:
+            return {REASON: hook.reason}
+        theirs = env.get("LD_PRELOAD", os.environ.get("LD_PRELOAD", ""))
+        return {"LD_PRELOAD": " ".join(filter(None, [str(hook.library), theirs]))}
 
     def _await_ready(self, channel: Channel) -> EngineFacts:
         while True:

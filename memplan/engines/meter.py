@@ -26,6 +26,10 @@ DevicePeaks = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
 """Reads a device's (peak, gauges) and resets its peak."""
 
 
+TensorPeaks = Callable[[], tuple[int, int]]
+"""Reads (peak, live now) of host tensors, in bytes, and resets the peak."""
+
+
 class SegmentMeter:
     """Contiguous segments of one engine process, on the clock whose zero is ``epoch_s``."""
 
@@ -33,6 +37,7 @@ class SegmentMeter:
         self._epoch_s = epoch_s
         self._engine_start = engine_start
         self.device: DevicePeaks | None = None
+        self.tensors: TensorPeaks | None = None
         self._memory = ProcessMemory("self")
         self._composed_bytes = 0
         self.is_exact = self._reset()
@@ -82,6 +87,8 @@ class SegmentMeter:
             device_peak, device_gauges = self.device()
             peak |= device_peak
             gauges |= device_gauges
+        if self.tensors is not None:
+            peak["engine.tensors"], gauges["engine.tensors"] = self.tensors()
         if compose or peak["host.hwm"] >= self._composed_bytes + _COMPOSE_STEP_BYTES:
             gauges |= heap_gauges()
             self._composed_bytes = max(self._composed_bytes, peak["host.hwm"])

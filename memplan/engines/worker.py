@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from memplan.engines.channel import Channel, ChannelClosedError
-from memplan.engines.meter import DevicePeaks, SegmentMeter
+from memplan.engines.meter import DevicePeaks, SegmentMeter, TensorPeaks
 from memplan.engines.planted import SpikePlanter
 from memplan.engines.scheduler import Row, Scheduler, Sequence
 from memplan.records import EngineFacts, InFlight, RequestRecord, Segment, SegmentKind
@@ -61,6 +61,10 @@ class Runner(Protocol):
 
     def device_peaks(self) -> DevicePeaks | None:
         """None where the runner uses host memory only."""
+        ...
+
+    def tensor_peaks(self) -> TensorPeaks | None:
+        """None where live host tensors cannot be counted."""
         ...
 
     def weights_resident(self) -> Mapping[str, int]:
@@ -117,6 +121,7 @@ class Worker:
         runner.load()
         self._runner = runner
         self._meter.device = runner.device_peaks()
+        self._meter.tensors = runner.tensor_peaks()
         scheduler = self._open_pool(runner)
         loaded = self._closed("load")
         load_s = time.monotonic() - began_s

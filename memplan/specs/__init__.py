@@ -12,6 +12,7 @@ from memplan.specs.deployment import Deployment
 from memplan.specs.loading import load_deployment
 from memplan.specs.model_file import json_schema
 from memplan.specs.model_source import ModelSource
+from memplan.specs.settings import Settings
 from memplan.specs.values import TokenRange
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ClassWhen",
     "Deployment",
     "ModelSource",
+    "Settings",
     "TokenRange",
     "Typical",
     "json_schema",

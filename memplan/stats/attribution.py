@@ -12,9 +12,9 @@ from memplan.stats.summary import Attribution
 
 HOST_METHOD = (
     "weights: resident pages of the parameters (pagemap, after warm-up); kv: blocks written; "
-    "activations: the segment's exact peak minus what was resident when it closed; runtime: idle "
-    "minus weights and slack; slack: free bytes in malloc's arenas; page cache: mapped file pages "
-    "that are neither weights nor there at idle"
+    "activations: tensors live at the step's peak and not at its end, or a lower bound where they are "
+    "not counted; runtime: idle minus weights and slack; slack: free bytes in malloc's arenas; page "
+    "cache: mapped file pages that are neither weights nor there at idle"
 )
 GPU_METHOD = (
     "weights: allocated after loading; kv: the pool; activations: the segment's peak of allocated "
@@ -23,13 +23,20 @@ GPU_METHOD = (
 
 
 def host_transient_bytes(segment: Segment) -> int:
-    """What a step held for a moment: its exact peak over what stayed resident at its end.
+    """What a step held for a moment: live tensors that its end no longer had, where they are counted.
 
-    Zero outside steps: there the difference is memory given back, not memory needed.
+    Otherwise, and never less than: the exact peak over what stayed resident at the end. That alone is
+    a lower bound, because tensors in heap that malloc keeps do not move resident bytes. Zero outside
+    steps: there the difference is memory given back, not memory needed.
     """
     if segment.kind != "step":
         return 0
-    return max(0, segment.peak["host.hwm"] - segment.gauges["host.rss"])
+    tensors = segment.peak.get("engine.tensors", 0) - segment.gauges.get("engine.tensors", 0)
+    return max(0, tensors, _given_back_bytes(segment))
+
+
+def _given_back_bytes(segment: Segment) -> int:
+    return segment.peak["host.hwm"] - segment.gauges["host.rss"]
 
 
 def gpu_transient_bytes(segment: Segment, gpu: str) -> int:
@@ -114,7 +121,8 @@ def host_attribution(
     file_growth = max(0, worst.gauges.get("host.file", 0) - engine.idle.get("host.file", 0))
     activations = host_transient_bytes(worst)
     kv = worst.gauges.get("engine.kv_blocks", 0) if engine.device == "cpu" else 0
-    slack = heap_free_bytes
+    # The heap was read when the step had ended: what tensors had held of it was no slack at the peak.
+    slack = max(0, heap_free_bytes - max(0, activations - max(0, _given_back_bytes(worst))))
     page_cache = stale_idle + file_growth
     explained = weights + kv + activations + runtime + slack + page_cache
     return Attribution(

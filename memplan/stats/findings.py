@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
 from memplan.records import Finding, PlantedSpike, Recording
-from memplan.stats.percentiles import fewest_for
+from memplan.stats.percentiles import fewest_for, rank_of
 from memplan.stats.summary import Attribution, ClassSummary, Percentiles
 
 _UNEXPLAINED_RATIO = 0.02
@@ -77,6 +77,19 @@ def _peaks_not_exact(recording: Recording) -> Iterator[Finding]:
         )
 
 
+def _tensors_not_counted(recording: Recording) -> Iterator[Finding]:
+    reasons = {
+        e.settings["live_tensors"] for e in recording.engines if "live_tensors" in e.settings
+    }
+    for reason in sorted(r for r in reasons if not r.startswith("counted")):
+        yield Finding(
+            code="tensors_not_counted",
+            text=f"Live tensors were not counted ({reason}): activations, and the share of them that "
+            "is attributed to a request, are lower bounds; the rest of them is in allocator slack.",
+            hint="Install a C compiler (apt-get install gcc) and run again.",
+        )
+
+
 def _sampler_gaps(recording: Recording) -> Iterator[Finding]:
     times = [sample.t_s for sample in recording.samples]
     period_s = recording.header.sample_period_s
@@ -86,7 +99,7 @@ def _sampler_gaps(recording: Recording) -> Iterator[Finding]:
         for a, b in pairwise(times)
         if not any(a < at <= b for at in ready)  # the sampler rests while an engine starts
     )
-    if gaps and (p99 := gaps[int(0.99 * (len(gaps) - 1))]) > _SLOW_SAMPLER * period_s:
+    if gaps and (p99 := gaps[rank_of(len(gaps), 0.99)]) > _SLOW_SAMPLER * period_s:
         yield Finding(
             code="sampler_gaps",
             text=f"The timeline's samples were up to {p99:.3f} s apart (p99) instead of "
@@ -101,7 +114,7 @@ def _late_sends(recording: Recording) -> Iterator[Finding]:
         for o in recording.outcomes.values()
         if o.sent_s is not None and o.intended_s is not None
     )
-    if lags and (p99 := lags[int(0.99 * (len(lags) - 1))]) > _LATE_S:
+    if lags and (p99 := lags[rank_of(len(lags), 0.99)]) > _LATE_S:
         yield Finding(
             code="schedule_not_kept",
             text=f"Requests were sent up to {p99:.3f} s late (p99): the peaks are those of this "
@@ -209,6 +222,7 @@ _RECORDING_RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (
     _swapped,
     _peak_below_sample,
     _peaks_not_exact,
+    _tensors_not_counted,
     _sampler_gaps,
     _late_sends,
     _saturated,

@@ -38,7 +38,7 @@ def of_values(values: Sequence[float], *, method: str) -> Percentiles:
         low, high = _order_ranks(n, p)
         return Quantile(
             p=p,
-            value=ordered[_rank(n, p)],
+            value=ordered[rank_of(n, p)],
             low=None if low is None else ordered[low],
             high=None if high is None else ordered[high],
         )
@@ -77,7 +77,7 @@ def of_segments(
             return Quantile(p=p, value=value, low=None, high=None)
         seen = sorted(draw[index] for draw in draws)
         tail = (1 - _CONFIDENCE) / 2
-        low, high = seen[_rank(len(seen), tail)], seen[_rank(len(seen), 1 - tail)]
+        low, high = seen[rank_of(len(seen), tail)], seen[rank_of(len(seen), 1 - tail)]
         return Quantile(p=p, value=value, low=min(low, value), high=max(high, value))
 
     p50, p95, p99 = (quantile(index) for index in range(len(LEVELS)))
@@ -105,8 +105,8 @@ def _weighted_quantiles(
     return tuple(found)
 
 
-def _rank(n: int, p: float) -> int:
-    """Index of the inverted-CDF quantile among n ordered values."""
+def rank_of(n: int, p: float) -> int:
+    """Index of the inverted-CDF p-quantile among n ordered values."""
     return max(0, math.ceil(n * p - 1e-9) - 1)
 
 

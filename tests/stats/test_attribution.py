@@ -179,6 +179,29 @@ def test_a_steps_transient_is_its_peak_over_what_stayed() -> None:
     assert gpu_transient_bytes(gpu_segment(650, 700, 500), "cuda.0") == 150 * MIB
 
 
+@pytest.mark.parametrize(("live_mib", "transient_mib"), [(9, 5), (5, 2), (1, 2)])
+def test_counted_tensors_raise_a_steps_transient_and_never_lower_it(
+    live_mib: int, transient_mib: int
+) -> None:
+    counted = segment(
+        peak={"host.hwm": IDLE_BYTES + 3 * MIB, "engine.tensors": live_mib * MIB},
+        gauges={"host.rss": IDLE_BYTES + MIB, "engine.tensors": 4 * MIB},
+    )
+    assert host_transient_bytes(counted) == transient_mib * MIB
+
+
+def test_heap_that_tensors_held_at_the_peak_is_no_slack() -> None:
+    counted = segment(
+        peak={"host.hwm": IDLE_BYTES + 3 * MIB, "engine.tensors": 9 * MIB},
+        gauges={"host.rss": IDLE_BYTES + MIB, "engine.tensors": 4 * MIB},
+    )
+    made = host_attribution([counted], engine(), heap_free_bytes=7 * MIB)
+    assert made is not None
+    # 2 of the 5 MiB went back to the kernel, so 3 of the 7 MiB free afterwards were in use.
+    assert (made.activations_bytes, made.allocator_slack_bytes) == (5 * MIB, 4 * MIB)
+    assert parts_of(made) == made.total_bytes
+
+
 @pytest.mark.parametrize("kind", ["idle", "release", "load"])
 def test_outside_a_step_memory_given_back_is_no_transient(kind: str) -> None:
     assert host_transient_bytes(segment(kind)) == 0  # type: ignore[arg-type]

@@ -119,6 +119,11 @@ def test_nothing_is_doubtful_about_a_clean_run() -> None:
             recording(engines=(engine(settings={"segment_peaks": "sampled at segment ends"}),)),
             recording(engines=(engine(settings={"segment_peaks": "exact"}),)),
         ),
+        (
+            "tensors_not_counted",
+            recording(engines=(engine(settings={"live_tensors": "no C compiler"}),)),
+            recording(engines=(engine(settings={"live_tensors": "counted"}),)),
+        ),
         ("sampler_gaps", sampled_at(0, 0.6, 1.2), sampled_at(0, 0.5, 1.0)),
         ("schedule_not_kept", sent_late(0.11), sent_late(0.1)),
         ("engine_saturated", waited(0.21), waited(0.2)),

@@ -6,6 +6,7 @@ written and shrinks as requests end; on CUDA it is one tensor, resident from the
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -38,6 +39,10 @@ class KvPool:
             self._mapping = mmap.mmap(
                 -1, blocks * self._stride_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             )
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                # A huge page would make 2 MiB resident for one token, and keep it until all of the
+                # blocks in it are free.
+                self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
             flat = torch.frombuffer(self._mapping, dtype=dtype)
             stride = self._stride_bytes // dtype.itemsize
             storage = flat.view(blocks, stride)[:, :block_elements].view(blocks, *shape)

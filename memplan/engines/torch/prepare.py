@@ -42,7 +42,7 @@ def prepared_folder(deployment: Deployment) -> Path:
     dtype = "fp32" if deployment.settings.weights == "fp32" else "bf16"
     if source.is_dir() and _stored_dtype(source) == dtype:
         return source
-    target = _cache() / f"{source.stem}-{fingerprint(source)}-{dtype}"
+    target = cache_folder() / "models" / f"{source.stem}-{fingerprint(source)}-{dtype}"
     if not (target / "config.json").exists():
         _convert(source, dtype, target)
     return target
@@ -71,9 +71,10 @@ def fingerprint(source: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where memplan keeps what can be made again."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "memplan" / "models"
+    return Path(root) / "memplan"
 
 
 def _stored_dtype(folder: Path) -> str | None:

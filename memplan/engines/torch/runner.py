@@ -15,11 +15,14 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from memplan.engines.allocator import trim_heap
-from memplan.engines.meter import DevicePeaks
+from memplan.engines.meter import DevicePeaks, TensorPeaks
 from memplan.engines.scheduler import Row
 from memplan.engines.torch.attention import NAME, PagedAttention
+from memplan.engines.torch.live_tensors import open_live_tensors
 from memplan.engines.torch.pool import KvPool
 from memplan.procfs import file_mappings, give_back, resident_bytes
+
+COUNTED = "counted exactly by a hook on c10::alloc_cpu"
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,6 +35,7 @@ class TorchRunner:
             torch.set_num_threads(settings["threads"])
         self._settings = settings
         self._folder = Path(model_folder)
+        self._tensors = open_live_tensors()
         self._device = torch.device(_device_of(settings["device"]))
         config = AutoConfig.from_pretrained(model_folder)
         text = config.get_text_config()
@@ -122,6 +126,9 @@ class TorchRunner:
             return None
         return self._read_cuda
 
+    def tensor_peaks(self) -> TensorPeaks | None:
+        return None if isinstance(self._tensors, str) else self._tensors.take
+
     def weights_resident(self) -> Mapping[str, int]:
         mapped = file_mappings(str(self._folder))
         on_host = self._storages if self._device.type == "cpu" else {}
@@ -143,6 +150,7 @@ class TorchRunner:
             "compute_dtype": str(self._dtype).removeprefix("torch."),
             "kv_dtype": str(self._kv_dtype).removeprefix("torch."),
             "load_mode": "mapped safetensors",
+            "live_tensors": self._tensors if isinstance(self._tensors, str) else COUNTED,
             "threads": str(torch.get_num_threads()),
             "model_folder": self._folder.name,
             "ld_preload": os.environ.get("LD_PRELOAD", ""),
