@@ -12,11 +12,10 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from memplan.records import Request, Sample
-from memplan.units import bytes_text
+from memplan.units import bytes_text, seconds_text
 from memplan.workload.ladder import Wave
 
 # Decoding a token costs about as much as reading this many prompt tokens; it only shapes the ETA.
@@ -39,8 +38,7 @@ class ProgressWatcher:
             BarColumn(bar_width=24),
             TextColumn("{task.fields[requests]}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[eta]}"),
             TextColumn("{task.fields[memory]}"),
             console=self._console,
             auto_refresh=False,
@@ -49,11 +47,14 @@ class ProgressWatcher:
         )
         self._task: TaskID | None = None
         self._drawn_s = -1.0
+        self._began_s: float | None = None
+        self._last_arrival_s = 0.0
+        self._wave_began_s: float | None = None
 
     def __enter__(self) -> Self:
         self._progress.start()
         self._task = self._progress.add_task(
-            self._label, total=self._total, requests="", memory="starting the engine"
+            self._label, total=self._total, requests="", eta="", memory="starting the engine"
         )
         return self
 
@@ -69,6 +70,8 @@ class ProgressWatcher:
         self._say(f"{self._label}: starting the engine ({wave})")
 
     def wave_started(self, wave: Wave) -> None:
+        self._last_arrival_s = max(request.arrival_s for request in wave.requests)
+        self._wave_began_s = None
         count = len(wave.requests)
         self._say(f"{self._label}: {wave.name}, {count} request{'s' if count > 1 else ''}")
 
@@ -77,6 +80,8 @@ class ProgressWatcher:
         self._done += _work(request)
 
     def sampled(self, sample: Sample, in_flight: int) -> None:
+        self._began_s = sample.t_s if self._began_s is None else self._began_s
+        self._wave_began_s = sample.t_s if self._wave_began_s is None else self._wave_began_s
         # Drawn here, twice a second: a drawing thread would take turns with the sender.
         if self._task is None or sample.t_s - self._drawn_s < 0.5:
             return
@@ -86,9 +91,19 @@ class ProgressWatcher:
             self._task,
             completed=self._done,
             requests=f"{self._ended}/{self._requests}",
+            eta=self._eta_text(sample.t_s),
             memory=f"{in_flight} in flight, {resident}",
             refresh=True,
         )
+
+    def _eta_text(self, now_s: float) -> str:
+        """The later of two ends: of the work at the pace so far, and of the wave's own schedule."""
+        assert self._began_s is not None and self._wave_began_s is not None
+        schedule_s = self._wave_began_s + self._last_arrival_s - now_s
+        if not self._done:
+            return f"ETA at least {seconds_text(schedule_s)}" if schedule_s > 1 else "ETA unknown"
+        work_s = (now_s - self._began_s) * (self._total - self._done) / self._done
+        return f"ETA {seconds_text(max(work_s, schedule_s, 0.0))}"
 
     def _say(self, text: str) -> None:
         if self._is_terminal and self._task is not None:

