@@ -55,9 +55,10 @@ class RunWriter:
             self._requests = _open_append(folder / REQUESTS)
             self._segments = _open_append(folder / SEGMENTS)
             self._events = _open_append(folder / EVENTS)
+        from memplan.timeline import TimelineWriter  # noqa: PLC0415 - now, not inside a measured second
+
+        self._timeline = TimelineWriter(folder / TIMELINE)
         self._samples: list[Sample] = []
-        self._timeline: Any = None
-        self._columns: tuple[str, ...] = ()
         self.sample_count = 0
 
     def schedule(self, requests: Iterable[Request]) -> None:
@@ -94,46 +95,19 @@ class RunWriter:
     def flush_samples(self) -> None:
         if not self._samples:
             return
-        import pyarrow as pa  # noqa: PLC0415 - 60 ms and 40 MB that only a measuring command pays
-
         samples, self._samples = self._samples, []
-        names = {name for s in samples for name in s.values}
         with _told(self.folder):
-            if self._timeline is None or not names <= set(self._columns):
-                self._open_timeline(names)
-            columns = [pa.array([s.t_s for s in samples], pa.float64())]
-            for name in self._columns:
-                columns.append(pa.array([s.values.get(name) for s in samples], pa.int64()))
-            self._timeline.write_batch(pa.record_batch(columns, schema=self._timeline_schema()))
+            self._timeline.write(samples)
 
     def close(self) -> None:
         """Closes the files; the folder stays readable whatever happened before."""
         try:
             self.flush_samples()
-            if self._timeline is not None:
-                with _told(self.folder):
-                    self._timeline.close()
+            with _told(self.folder):
+                self._timeline.close()
         finally:
-            if self._timeline is not None:
-                self._sink.close()
             for fd in (self._requests, self._segments, self._events):
                 os.close(fd)
-
-    def _open_timeline(self, names: set[str]) -> None:
-        """A stream's columns are fixed: a gauge not seen before begins another in the same file."""
-        import pyarrow as pa  # noqa: PLC0415
-
-        if self._timeline is None:
-            self._sink = (self.folder / TIMELINE).open("wb", buffering=0)
-        else:
-            self._timeline.close()
-        self._columns = tuple(sorted({*self._columns, *names}))
-        self._timeline = pa.ipc.new_stream(self._sink, self._timeline_schema())
-
-    def _timeline_schema(self) -> Any:
-        import pyarrow as pa  # noqa: PLC0415
-
-        return pa.schema([("t_s", pa.float64()), *((name, pa.int64()) for name in self._columns)])
 
     def _event(self, kind: str, value: EngineFacts | Finding | PlantedSpike | RunEnd) -> None:
         self._line(self._events, _json(value, type=kind))
@@ -147,13 +121,17 @@ class RunWriter:
 
 def read_run(folder: Path) -> Recording:
     """A finished, interrupted or cut-off run. Raises RecordingError when there is no run to read."""
+    from memplan.timeline import read_timeline  # noqa: PLC0415 - pyarrow, for this one verb
+
     header = _read_header(folder)
     findings: list[Finding] = []
     requests = tuple(_read_lines(folder / SCHEDULE, Request, findings))
     records = {r.request_id: r for r in _read_lines(folder / REQUESTS, RequestRecord, findings)}
     segments = tuple(_read_lines(folder / SEGMENTS, Segment, findings))
     engines, planted, recorded, end = _read_events(folder / EVENTS, findings)
-    samples = _read_timeline(folder / TIMELINE, findings)
+    samples, is_whole = read_timeline(folder / TIMELINE)
+    if not is_whole:
+        findings.append(_torn(TIMELINE))
     if end is None:
         findings.append(
             Finding(
@@ -330,30 +308,6 @@ def _read_events(
             case _:  # a newer memplan's event: what it means is not known here
                 continue
     return tuple(engines), tuple(planted), recorded, end
-
-
-def _read_timeline(path: Path, findings: list[Finding]) -> tuple[Sample, ...]:
-    if not path.exists() or path.stat().st_size == 0:
-        return ()
-    import pyarrow as pa  # noqa: PLC0415
-
-    samples: list[Sample] = []
-    try:
-        with pa.OSFile(str(path)) as source:
-            while source.tell() < source.size():
-                for batch in pa.ipc.open_stream(source):
-                    samples.extend(_samples(batch.to_pydict()))
-    except (pa.ArrowInvalid, OSError):
-        findings.append(_torn(path.name))
-    return tuple(samples)
-
-
-def _samples(columns: dict[str, list[Any]]) -> Iterator[Sample]:
-    times = columns.pop("t_s")
-    for i, t_s in enumerate(times):
-        values = {name: column[i] for name, column in columns.items()}
-        known = {name: value for name, value in values.items() if value is not None}
-        yield Sample(t_s=t_s, values=known)
 
 
 def _build(cls: type[T], raw: Mapping[str, Any]) -> T:

@@ -54,16 +54,16 @@ class SegmentMeter:
             return False
         return True
 
-    def _peak_bytes(self, gauges: dict[str, int]) -> int:
-        """The open segment's peak. Without a reset only its two ends are known; the mark itself then
-        covers the life of the process and is kept as ``host.hwm_life``."""
+    def _take(self) -> tuple[int, dict[str, int]]:
+        """The open segment's peak and the gauges at its end. Without a reset only its two ends are
+        known; the mark itself then covers the life of the process and is kept as ``host.hwm_life``."""
+        gauges = dict(self._memory.take_peak() if self.is_exact else self._memory.read())
         mark = gauges.pop("host.hwm")
         if self.is_exact:
-            self._memory.reset_peak()
-            return mark
+            return mark, gauges
         gauges["host.hwm_life"] = mark
         before, self._last_rss_bytes = self._last_rss_bytes, gauges["host.rss"]
-        return max(before, gauges["host.rss"])
+        return max(before, gauges["host.rss"]), gauges
 
     def now_s(self) -> float:
         return time.monotonic() - self._epoch_s
@@ -81,8 +81,9 @@ class SegmentMeter:
     ) -> Segment:
         """Ends the open segment and opens the next one. ``engine`` holds gauges of its own."""
         began_s = self.now_s()
-        gauges = {**self._memory.read(), **(engine or {})}
-        peak = {"host.hwm": self._peak_bytes(gauges)}
+        peak_bytes, gauges = self._take()
+        peak = {"host.hwm": peak_bytes}
+        gauges |= engine or {}
         if self.device is not None:
             device_peak, device_gauges = self.device()
             peak |= device_peak

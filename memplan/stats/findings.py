@@ -158,7 +158,8 @@ def _not_run(recording: Recording) -> Iterator[Finding]:
         told = ", ".join(f"{count} × {reason}" for reason, count in sorted(reasons.items()))
         yield Finding(
             code="requests_not_run",
-            text=f"Not every request was completed: {told}. Their memory is not in the figures.",
+            text=f"Not every request was completed: {told}. What a request held "
+            "until then is in the figures; what it would have held is not.",
             hint="See the reasons in requests.jsonl; raise the limit that they name.",
         )
 
@@ -238,6 +239,7 @@ def _withheld(classes: tuple[ClassSummary, ...]) -> Iterator[Finding]:
         figures: Mapping[str, Percentiles] = {
             "co-resident memory": summary.cpu.co_resident,
             "attributed memory": summary.cpu.attributed,
+            **_gpu_figures(summary),
             "TTFT": summary.ttft_s,
             "TPOT": summary.tpot_s,
             "end-to-end latency": summary.e2e_s,
@@ -258,6 +260,15 @@ def _withheld(classes: tuple[ClassSummary, ...]) -> Iterator[Finding]:
                 text=f"Class {summary.name}: too few requests for {told}.",
                 hint="Replay more of the trace (a larger --limit); the largest value seen is shown.",
             )
+
+
+def _gpu_figures(summary: ClassSummary) -> Mapping[str, Percentiles]:
+    if summary.gpu is None:
+        return {}
+    return {
+        "co-resident GPU memory": summary.gpu.co_resident,
+        "attributed GPU memory": summary.gpu.attributed,
+    }
 
 
 def _unexplained(attributions: tuple[Attribution, ...]) -> Iterator[Finding]:

@@ -63,9 +63,7 @@ def test_tokens_equal_those_of_transformers_generation(
         pool_blocks=128, block_tokens=4, context_tokens=512, max_requests=4, max_batch_tokens=24
     )
     asked = [
-        Sequence(
-            request_id=str(n), prompt=[3 + (7 * i) % 120 for i in range(n)], output_tokens=12
-        )
+        Sequence(request_id=str(n), prompt=[3 + (7 * i) % 120 for i in range(n)], output_tokens=12)
         for n in (5, 40, 63)
     ]
     for sequence in asked:
