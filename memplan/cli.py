@@ -181,6 +181,25 @@ def demo(
     _say_how_it_ended(folder, found)
 
 
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Says what can be measured on this machine, and what a missing source no longer proves.
+
+    Example: memplan doctor
+    """
+    import dataclasses
+    import json
+
+    from memplan.doctor import examine, print_checks
+
+    checks = examine()
+    if as_json:
+        rows = [dataclasses.asdict(check) for check in checks]
+        print(json.dumps({"schema": "memplan.doctor/1", "checks": rows}, indent=2))
+    else:
+        print_checks(checks)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "replay": WING,
     "measure": WING,
     "jobs": WING,
+    "doctor": WING,
     "progress": WING,
     "builtin": WING,
     "stats": HINGE,
