@@ -40,6 +40,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON documen
 PeriodOption = Annotated[
     str, typer.Option("--sample-period", help="Time between samples of the timeline.")
 ]
+LimitOption = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="Most memory charged to the engine, such as 2GiB."),
+]
+# A fault that comes back after three fresh starts is the workload's, and would come for ever.
+_RESTARTS = 3
 
 
 @app.command()
@@ -56,6 +62,10 @@ def replay(
     oversize: Annotated[
         str, typer.Option(help="Requests longer than the engine can take: refuse | reject.")
     ] = "refuse",
+    memory_limit: LimitOption = None,
+    restart_engine: Annotated[
+        bool, typer.Option("--restart-engine", help="Start a dead engine again, 3 times at most.")
+    ] = False,
     out: OutOption = None,
     sample_period: PeriodOption = "10ms",
     force: ForceOption = False,
@@ -66,11 +76,12 @@ def replay(
     Example: memplan replay trace.jsonl --model model.yaml --limit 200 --dilation 4
     """
     from memplan.builtin import model_yaml
-    from memplan.jobs import trace_waves, variant_of
+    from memplan.jobs import limited, trace_waves, variant_of
     from memplan.results import print_runs, read_runs
     from memplan.specs import load_deployment
 
     deployment = variant_of(load_deployment(model_yaml(model, trace)), variant)
+    deployment = limited(deployment, memory_limit)
     workload = trace_waves(
         trace,
         deployment,
@@ -80,7 +91,8 @@ def replay(
         dilation=dilation,
         oversize=oversize,
     )
-    folder = _measured("replay", deployment, workload, out, sample_period, force)
+    restarts = _RESTARTS if restart_engine else 0
+    folder = _measured("replay", deployment, workload, out, sample_period, force, restarts)
     found = read_runs([folder])
     print_runs(found, as_json=as_json)
     _say_how_it_ended(folder, found)
@@ -93,6 +105,7 @@ def profile(
         list[str] | None, typer.Option(help="Only these variants; all of them by default.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per class, alone.")] = 3,
+    memory_limit: LimitOption = None,
     out: OutOption = None,
     sample_period: PeriodOption = "10ms",
     force: ForceOption = False,
@@ -103,13 +116,14 @@ def profile(
     Example: memplan profile model.yaml --variant base --variant int8
     """
     from memplan.builtin import model_yaml
-    from memplan.jobs import ladder_waves, variant_names, variant_of
+    from memplan.jobs import ladder_waves, limited, variant_names, variant_of
     from memplan.measure import run_name
     from memplan.results import print_runs, read_runs
     from memplan.specs import load_deployment
 
     deployment = load_deployment(model_yaml(model, None))
-    chosen = [variant_of(deployment, name) for name in variant or variant_names(deployment)]
+    names = variant or variant_names(deployment)
+    chosen = [limited(variant_of(deployment, name), memory_limit) for name in names]
     parent = out or Path("memplan-runs") / run_name(deployment, "profile")
     found: list[Found] = []
     for one in chosen:
@@ -150,6 +164,20 @@ def report(
         target = out or runs[0] / REPORT
         write_html(found, target, nodes=nodes, force=force)
         print(target, file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a profile's.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Says for each class when its memory peaked, who held it, and what would lower it.
+
+    Example: memplan explain memplan-runs/20261123T120000-replay-smollm2-135m-base
+    """
+    from memplan.results import print_explanations, read_recordings
+
+    print_explanations(read_recordings([folder]), as_json=as_json)
 
 
 @app.command()
@@ -244,6 +272,7 @@ def _measured(
     out: Path | None,
     sample_period: str,
     force: bool,
+    restarts: int = 0,
 ) -> Path:
     """Runs one variant under one workload with progress on stderr; returns the run's folder."""
     from memplan.jobs import sample_period_s
@@ -260,6 +289,7 @@ def _measured(
         folder=folder,
         command=tuple(sys.argv[1:]),
         sample_period_s=sample_period_s(sample_period),
+        restarts=restarts,
         force=force,
     )
     label = f"{deployment.name} {deployment.variant}"

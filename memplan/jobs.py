@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from memplan.engines import context_tokens_of
 from memplan.errors import InputError
 from memplan.records import Request, WorkloadFacts
 from memplan.specs import Deployment, Settings
-from memplan.units import parse_seconds
+from memplan.units import parse_bytes, parse_seconds
 from memplan.workload.classify import class_rules, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
 from memplan.workload.trace import read_trace
@@ -30,6 +31,23 @@ def variant_of(deployment: Deployment, name: str) -> Deployment:
         f"--variant {name}: model.yaml has no such variant",
         hint=f"choose one of: {', '.join(variant_names(deployment))}",
     )
+
+
+def limited(deployment: Deployment, memory_limit: str | None) -> Deployment:
+    """The deployment with the memory limit of the command line, where there is one."""
+    if memory_limit is None:
+        return deployment
+    try:
+        limit_bytes = parse_bytes(memory_limit)
+    except InputError as error:
+        raise InputError(f"--memory-limit: {error.message}", hint="--memory-limit 2GiB") from error
+    if deployment.engine == "scripted":
+        raise InputError(
+            "--memory-limit: engine scripted allocates no memory",
+            hint="leave the limit out, or use the engines torch or ballast",
+        )
+    settings = deployment.settings.model_copy(update={"memory_limit_bytes": limit_bytes})
+    return replace(deployment, settings=settings)
 
 
 def trace_waves(

@@ -37,6 +37,8 @@ class Job:
     folder: Path
     command: tuple[str, ...]
     sample_period_s: float
+    restarts: int = 0
+    """How often an engine that died may be started again."""
     force: bool = False
 
 
@@ -64,6 +66,7 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
             clock=clock,
             epoch_s=epoch_s,
             sample_period_s=job.sample_period_s,
+            restarts=job.restarts,
             stop=stop,
             watcher=watcher,
         )

@@ -16,7 +16,8 @@ from memplan.plan.nodes import NodeSpec, parse_nodes
 from memplan.recording import HEADER, read_run
 from memplan.records import Recording
 from memplan.report.document import document_of
-from memplan.report.json_document import profile_document, replay_document
+from memplan.report.explain_section import explain_document, explained
+from memplan.report.json_document import explain_json, profile_document, replay_document
 from memplan.report.terminal import print_document
 from memplan.stats.summarise import summarise
 from memplan.stats.summary import RunSummary
@@ -29,9 +30,12 @@ def read_runs(paths: Sequence[Path]) -> list[Found]:
 
     Raises RecordingError for a path that holds no run.
     """
-    folders = [folder for path in paths for folder in _run_folders(path)]
-    recordings = [read_run(folder) for folder in folders]
-    return [(summarise(recording), recording) for recording in recordings]
+    return [(summarise(recording), recording) for recording in read_recordings(paths)]
+
+
+def read_recordings(paths: Sequence[Path]) -> list[Recording]:
+    """The same runs, not summarised."""
+    return [read_run(folder) for path in paths for folder in _run_folders(path)]
 
 
 def print_runs(found: Sequence[Found], *, as_json: bool) -> None:
@@ -40,6 +44,15 @@ def print_runs(found: Sequence[Found], *, as_json: bool) -> None:
         print(json.dumps(_documents([summary for summary, _ in found]), indent=2))
     else:
         print_document(document_of(found, _catalog(None)), Console())
+
+
+def print_explanations(recordings: Sequence[Recording], *, as_json: bool) -> None:
+    """Why each class peaked, on stdout: for people, or as one JSON document."""
+    if as_json:
+        documents = [explain_json(one, explained(one)) for one in recordings]
+        print(json.dumps(_one_document(documents), indent=2))
+    else:
+        print_document(explain_document(recordings), Console())
 
 
 def write_html(found: Sequence[Found], target: Path, *, nodes: Path | None, force: bool) -> None:
@@ -66,11 +79,18 @@ def _run_folders(path: Path) -> list[Path]:
 
 
 def _documents(summaries: Sequence[RunSummary]) -> dict[str, Any]:
-    """One replay or one profile is its own document; several runs are a list of them."""
+    """One replay or one profile is its own document."""
     profiles = [s for s in summaries if s.kind == "profile"]
     documents = [replay_document(s) for s in summaries if s.kind == "replay"]
     documents += [profile_document(profiles)] if profiles else []
-    return documents[0] if len(documents) == 1 else {"schema": "memplan.runs/1", "runs": documents}
+    return _one_document(documents)
+
+
+def _one_document(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs are a list of their documents."""
+    if len(documents) == 1:
+        return documents[0]
+    return {"schema": "memplan.runs/1", "runs": list(documents)}
 
 
 def _catalog(given: Path | None) -> tuple[NodeSpec, ...]:

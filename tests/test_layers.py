@@ -18,7 +18,7 @@ PACKAGE = Path(memplan.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HINGE = {"errors", "units", "records"}
-MEASURING = HINGE | {"specs", "clock", "procfs"}
+MEASURING = HINGE | {"specs", "clock", "procfs", "cgroups"}
 WING = MEASURING | {"workload", "engines", "probes", "recording", "machine", "replay"}
 
 MAY_IMPORT = {
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "units": {"errors"},
     "records": {"errors", "units"},
     "procfs": {"errors", "units"},
+    "cgroups": {"errors", "units"},
     "gguf_header": {"errors"},
     "specs": {"errors", "units", "gguf_header"},
     "timeline": {"records"},

@@ -20,7 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.clock import VirtualClock
-from memplan.engines import Died, Ended, Engine, EngineEvent, Planted, SegmentClosed
+from memplan.engines import (
+    Died,
+    Ended,
+    Engine,
+    EngineEvent,
+    OutOfMemory,
+    Planted,
+    SegmentClosed,
+)
 from memplan.engines.scripted import ScriptedEngine
 from memplan.errors import EngineError
 from memplan.probes.scripted import ScriptedProbe
@@ -97,6 +105,7 @@ def run(
     open_engine: Callable[[VirtualClock, int], Engine] | None = None,
     log: Log | None = None,
     sample_period_s: float = 0.01,
+    restarts: int = 0,
     **engine_settings: object,
 ) -> Recording:
     clock, log = VirtualClock(), log or Log()
@@ -116,6 +125,7 @@ def run(
             clock=clock,
             epoch_s=0.0,
             sample_period_s=sample_period_s,
+            restarts=restarts,
             stop=log.stop,
             watcher=log,
         )
@@ -166,8 +176,9 @@ def test_samples_are_a_period_apart_and_see_the_probes(tmp_path: Path) -> None:
     times = [sample.t_s for sample in read.samples]
     assert times[0] == 0.0
     gaps = [b - a for a, b in pairwise(times)]
-    assert all(gap == pytest.approx(0.05) for gap in gaps)
-    assert len(times) == 11
+    assert all(gap == pytest.approx(0.05) for gap in gaps[:-1])
+    assert len(times) == 12
+    assert gaps[-1] <= 0.05, "the last one is the wave's end"
     assert {sample.values["host.rss"] for sample in read.samples} == {15 * MIB}
 
 
@@ -268,6 +279,90 @@ def test_an_engine_that_dies_fails_what_was_in_flight_and_ends_the_run(tmp_path:
     assert "killed by SIGKILL" in finding.text
     assert len(read.segments) == 1
     assert (len(fakes), fakes[0].stops) == (1, 1)
+
+
+def test_an_engine_killed_for_memory_says_so_of_its_requests(tmp_path: Path) -> None:
+    killed = OutOfMemory(limit_bytes=512 * MIB, charged_peak_bytes=511 * MIB)
+    death = Died(reason="killed by SIGKILL", out_of_memory=killed)
+    requests = [request(f"r{n}") for n in range(7)]
+    read = run(
+        tmp_path / "run",
+        [wave(*requests)],
+        open_engine=lambda clock, _: FakeEngine(clock, [death]),
+    )
+    assert {(o.outcome, o.reason) for o in read.outcomes.values()} == {("failed", "oom_killed")}
+    assert read.end is not None and read.end.reason == "engine_died"
+    (finding,) = read.findings
+    assert finding.code == "oom_killed"
+    assert "its limit of 512.0 MiB; 511.0 MiB were charged" in finding.text
+    assert "7 requests with it: r0, r1, r2, r3, r4, …" in finding.text
+
+
+def dying(of: Sequence[Request]) -> Callable[[VirtualClock, int], Engine]:
+    """The first engine dies after 0.1 s; the next take 0.3 s to start and complete ``of``."""
+
+    class Slow(FakeEngine):
+        def start(self) -> EngineFacts:
+            self._clock.advance_to(self._clock.now_s() + 0.3)
+            return engine(engine_start=1, ready_s=self._clock.now_s())
+
+    def opened(clock: VirtualClock, number: int) -> Engine:
+        if number == 0:
+            return FakeEngine(clock, [Died(reason="killed by SIGKILL")])
+        return Slow(clock, [Ended(record=completed(one)) for one in of])
+
+    return opened
+
+
+def test_a_restarted_engine_gets_what_came_due_meanwhile_late(tmp_path: Path) -> None:
+    lost = request("lost")
+    late = [request("late", arrival_s=0.2), request("later", arrival_s=0.35)]
+    waves = [wave(lost, *late)]
+    read = run(tmp_path / "run", waves, open_engine=dying(late), restarts=1)
+    assert read.outcomes["lost"].reason == "engine_died"
+    for one in late:
+        record = read.outcomes[one.request_id]
+        assert (record.outcome, record.intended_s) == ("completed", one.arrival_s)
+        assert record.sent_s == pytest.approx(0.4)
+    assert [finding.code for finding in read.findings] == ["engine_died", "engine_restarted"]
+    assert "not sent" not in read.findings[0].text
+    assert "2 requests came due" in read.findings[1].text
+    assert read.end is not None and read.end.reason == "finished"
+    assert [facts.engine_start for facts in read.engines] == [0, 1]
+
+
+def test_an_engine_that_dies_more_often_than_it_may_be_restarted_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    requests = [request(f"r{n}", arrival_s=0.1 * n) for n in range(9)]
+    read = run(
+        tmp_path / "run",
+        [wave(*requests)],
+        open_engine=lambda clock, _: FakeEngine(clock, [Died(reason="exit code 1")]),
+        restarts=3,
+    )
+    found = [finding.code for finding in read.findings]
+    assert (found.count("engine_died"), found.count("engine_restarted")) == (4, 3)
+    assert "not sent" in read.findings[-1].text
+    assert read.end is not None and read.end.reason == "engine_died"
+
+
+def test_an_engine_that_does_not_start_again_ends_the_run_as_the_death_left_it(
+    tmp_path: Path,
+) -> None:
+    class Unwilling(FakeEngine):
+        def start(self) -> EngineFacts:
+            raise EngineError("no memory for the weights", hint="buy some")
+
+    def opened(clock: VirtualClock, number: int) -> Engine:
+        return Unwilling(clock) if number else FakeEngine(clock, [Died(reason="exit code 1")])
+
+    waves = [wave(request(), request("later", arrival_s=5.0))]
+    read = run(tmp_path / "run", waves, open_engine=opened, restarts=3)
+    assert [finding.code for finding in read.findings] == ["engine_died", "restart_failed"]
+    assert "no memory for the weights" in read.findings[1].text
+    assert read.outcomes["later"].outcome == "not_sent"
+    assert read.end is not None and read.end.reason == "engine_died"
 
 
 def test_an_engine_that_cannot_start_is_stopped_and_leaves_a_readable_run(tmp_path: Path) -> None:

@@ -37,10 +37,20 @@ class Planted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory:
+    """The kernel killed the engine for memory, in a control group of its own."""
+
+    limit_bytes: int | None
+    """None: it was not the engine's own limit, but the machine's or a surrounding group's."""
+    charged_peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Died:
     """The engine is gone; what was in flight is lost. Nothing follows."""
 
     reason: str
+    out_of_memory: OutOfMemory | None = None
 
 
 EngineEvent = Ended | SegmentClosed | Planted | Died

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memplan.engines import Died, Ended, EngineEvent, Planted, SegmentClosed
+from memplan.cgroups import Group, make_group
+from memplan.engines import Died, Ended, EngineEvent, OutOfMemory, Planted, SegmentClosed
 from memplan.engines.channel import Channel, ChannelClosedError
-from memplan.errors import EngineError
+from memplan.errors import EngineError, MachineError
 from memplan.records import (
     EngineFacts,
     InFlight,
@@ -24,6 +26,7 @@ from memplan.records import (
     Segment,
 )
 from memplan.specs import Deployment
+from memplan.units import bytes_text
 
 _STOP_S = 20.0
 
@@ -38,14 +41,17 @@ class EmbeddedEngine:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._group: Group | None = None
         self._backlog: list[EngineEvent] = []
 
     def start(self) -> EngineFacts:
         config = self._config()
+        group_text = self._open_group()
         ours, theirs = Channel.pair()
+        command = [sys.executable, "-m", "memplan.engines.worker", str(theirs.fileno())]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "memplan.engines.worker", str(theirs.fileno())],
+                self._group.joining(command) if self._group else command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -57,11 +63,21 @@ class EmbeddedEngine:
         self._channel = ours
         try:
             ours.send(config)
-            return self._await_ready(ours)
+            facts = self._await_ready(ours)
+            group_text = self._joined(group_text)
+            return replace(facts, settings={**facts.settings, "cgroup": group_text})
         except ChannelClosedError as error:
+            words, killed = self._last_words(), self._out_of_memory()
+            if killed is not None and killed.limit_bytes is not None:
+                raise EngineError(
+                    f"the {self._deployment.engine} engine cannot load its model within the memory "
+                    f"limit of {bytes_text(killed.limit_bytes)}: the kernel killed it with "
+                    f"{bytes_text(killed.charged_peak_bytes)} charged at the peak",
+                    hint="raise --memory-limit (settings.memory_limit); without one the load peak "
+                    "is measured",
+                ) from error
             raise EngineError(
-                f"the {self._deployment.engine} engine stopped while it was starting "
-                f"({self._last_words()})",
+                f"the {self._deployment.engine} engine stopped while it was starting ({words})",
                 hint=f"its whole output: {self._log}",
             ) from error
         except BaseException:
@@ -88,6 +104,7 @@ class EmbeddedEngine:
 
     def stop(self) -> tuple[EngineEvent, ...]:
         if self._channel is None or self._process is None:
+            self._remove_group()
             return ()
         deadline_s = time.monotonic() + _STOP_S
         with contextlib.suppress(ChannelClosedError):
@@ -101,6 +118,44 @@ class EmbeddedEngine:
         return events
 
     # --- steps -----------------------------------------------------------------------------
+
+    def _open_group(self) -> str:
+        """A control group if there can be one; says which, or why not. A limit cannot go without."""
+        limit_bytes = self._deployment.settings.memory_limit_bytes
+        try:
+            self._group = make_group(limit_bytes)
+        except MachineError as error:
+            if limit_bytes is not None:
+                raise
+            return f"none: {error.message}"
+        return self._group.text()
+
+    def _joined(self, group_text: str) -> str:
+        """``group_text``, unless the engine could not join its group."""
+        assert self._process is not None
+        if self._group is None or self._process.pid in self._group.pids():
+            return group_text
+        limit_bytes = self._group.limit_bytes
+        self._remove_group()
+        text = "the engine process may not join its control group"
+        if limit_bytes is not None:
+            raise MachineError(text, hint="run as root, or leave the memory limit out")
+        return f"none: {text}"
+
+    def _out_of_memory(self) -> OutOfMemory | None:
+        """Whether the process, now ended, was killed by the kernel for memory."""
+        assert self._process is not None
+        killed = self._process.returncode == -signal.SIGKILL
+        if self._group is None or not killed or not self._group.oom_kills():
+            return None
+        return OutOfMemory(
+            limit_bytes=self._group.limit_bytes, charged_peak_bytes=self._group.peak_bytes()
+        )
+
+    def _remove_group(self) -> None:
+        if self._group is not None:
+            self._group.remove()
+            self._group = None
 
     def _config(self) -> dict[str, Any]:
         resolved = self._deployment.resolved()
@@ -155,7 +210,8 @@ class EmbeddedEngine:
             self._backlog += [_event(m) for m in self._opened().receive(timeout_s)]
         except ChannelClosedError:
             if not any(isinstance(event, Died) for event in self._backlog):
-                self._backlog.append(Died(reason=self._last_words()))
+                reason = self._last_words()
+                self._backlog.append(Died(reason=reason, out_of_memory=self._out_of_memory()))
 
     def _opened(self) -> Channel:
         assert self._channel is not None, "start() comes first"
@@ -183,6 +239,7 @@ class EmbeddedEngine:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        self._remove_group()
 
 
 def _event(message: dict[str, Any]) -> EngineEvent:

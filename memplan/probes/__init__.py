@@ -20,7 +20,10 @@ class Probe(Protocol):
         ...
 
     def read(self) -> Mapping[str, int]:
-        """Gauges by name, bytes. Empty when there is nothing to read any more; never raises."""
+        """Gauges by name: bytes, but for the few counters that docs/how-it-measures.md lists.
+
+        Empty when there is nothing to read any more; never raises.
+        """
         ...
 
 
@@ -32,7 +35,8 @@ def open_probes(deployment: Deployment) -> tuple[Probe, ...]:
         assert deployment.script is not None
         held = deployment.script.weights_bytes + deployment.script.runtime_bytes
         return (ScriptedProbe([{"host.rss": held, "host.anon": held}]),)
+    from memplan.probes.cgroup import CgroupProbe
     from memplan.probes.host import HostProbe
     from memplan.probes.nvml import NvmlProbe
 
-    return (HostProbe(), NvmlProbe())
+    return (HostProbe(), CgroupProbe(), NvmlProbe())

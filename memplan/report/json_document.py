@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memplan.records import Finding
+from memplan.records import Finding, Recording
+from memplan.stats.explanation import Explanation, RunExplanation
 from memplan.stats.summary import (
     Attribution,
     ClassSummary,
@@ -22,6 +23,7 @@ from memplan.stats.summary import (
 
 REPLAY_SCHEMA = "memplan.replay/1"
 PROFILE_SCHEMA = "memplan.profile/1"
+EXPLAIN_SCHEMA = "memplan.explain/1"
 
 Json = dict[str, Any]
 
@@ -55,6 +57,62 @@ def profile_document(summaries: Sequence[RunSummary]) -> Json:
     return {
         "schema": PROFILE_SCHEMA,
         "variants": [_variant(summary) for summary in summaries],
+    }
+
+
+def explain_json(recording: Recording, explained: RunExplanation) -> Json:
+    """One run; every request in flight is listed, the largest owner first."""
+    header = recording.header
+    return {
+        "schema": EXPLAIN_SCHEMA,
+        "run": recording.path,
+        "run_id": header.run_id,
+        "deployment": header.deployment_name,
+        "variant": header.variant,
+        "place": explained.place,
+        "classes": [_explanation(one) for one in explained.classes],
+        "never_in_flight": list(explained.never_in_flight),
+    }
+
+
+def _explanation(one: Explanation) -> Json:
+    return {
+        "name": one.class_name,
+        "segment": {
+            "engine_start": one.engine_start,
+            "kind": one.kind,
+            "start_s": one.start_s,
+            "end_s": one.end_s,
+            "prefill_tokens": one.prefill_tokens,
+            "decode_tokens": one.decode_tokens,
+            "waiting": one.waiting,
+            "transient_bytes": one.transient_bytes,
+        },
+        "attribution": _parts(one.attribution),
+        "attribution_of": _attributed_peak(one.attribution),
+        "in_flight": [
+            {
+                "request_id": held.request_id,
+                "class": held.class_name,
+                "input_tokens": held.input_tokens,
+                "output_tokens": held.output_tokens,
+                "kv_used_bytes": held.kv_used_bytes,
+                "kv_reserved_bytes": held.kv_reserved_bytes,
+                "transient_bytes": held.transient_bytes,
+                "owned_bytes": held.owned_bytes,
+            }
+            for held in one.held
+        ],
+        "suggestions": [
+            {
+                "code": suggestion.code,
+                "change": suggestion.change,
+                "effect": suggestion.effect,
+                "saves_bytes": suggestion.saves_bytes,
+                "is_measured": suggestion.is_measured,
+            }
+            for suggestion in one.suggestions
+        ],
     }
 
 

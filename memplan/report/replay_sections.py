@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memplan.records import Recording
+from memplan.report.explain_section import explain_section
 from memplan.report.limits_section import limits_section
 from memplan.report.pieces import Block, Cell, Column, Section, Table
 from memplan.report.series import (
@@ -44,6 +45,7 @@ def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> t
         _latency_section(summary, recording, prefix),
         limits_section(summary, recording, prefix),
         _peak_section(summary, recording, prefix),
+        explain_section(recording, prefix),
     )
     return tuple(section for section in sections if section.blocks)
 

@@ -29,9 +29,21 @@ def print_document(document: Document, console: Console) -> None:
     for section in document.sections:
         if section.in_terminal:
             _print_section(section, console)
-    if console.width < WIDE_COLUMNS:
+    if console.width < WIDE_COLUMNS and _has_details(document):
         text = f"Intervals are shown from {WIDE_COLUMNS} columns on, and in the reports."
         console.print(Text(text, style="dim"))
+
+
+def _has_details(document: Document) -> bool:
+    return any(
+        cell.detail
+        for section in document.sections
+        if section.in_terminal
+        for block in section.blocks
+        if isinstance(block, Table)
+        for row in block.rows[: block.terminal_rows]
+        for cell in row
+    )
 
 
 def _print_section(section: Section, console: Console) -> None:

@@ -32,6 +32,15 @@ def _engine_faults(file: ModelFile) -> Iterator[Fault]:
         yield ("model",), f"engine {file.engine} loads no model; leave it out, or set engine: torch"
     if file.self_test is not None and file.engine == "scripted":
         yield ("self_test",), "engine scripted allocates no memory; use torch or ballast"
+    if file.engine == "scripted":
+        places: list[tuple[Location, Settings]] = [(("settings",), file.settings)]
+        places += [(("variants", index), variant) for index, variant in enumerate(file.variants)]
+        for here, settings in places:
+            if settings.memory_limit_bytes is not None:
+                yield (
+                    (*here, "memory_limit"),
+                    "engine scripted allocates no memory; use torch or ballast",
+                )
 
 
 def _settings_faults(settings: Settings) -> Iterator[tuple[tuple[str, str], str]]:

@@ -38,6 +38,7 @@ class Settings(Part):
     block_tokens: Count = 16
     context_tokens: Count | None = None
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    memory_limit_bytes: Bytes | None = Field(default=None, alias="memory_limit")
     env: dict[EnvName, EnvValue] = Field(
         default_factory=lambda: {"MALLOC_ARENA_MAX": "1"},
         json_schema_extra={"additionalProperties": False},

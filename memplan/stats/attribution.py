@@ -112,23 +112,28 @@ def host_attribution(
     if not segments:
         return None
     worst = max(segments, key=lambda s: s.peak["host.hwm"])
-    total = worst.peak["host.hwm"]
+    return host_parts_of(worst, engine, heap_free_bytes=heap_free_bytes)
+
+
+def host_parts_of(segment: Segment, engine: EngineFacts, *, heap_free_bytes: int) -> Attribution:
+    """The parts of one segment's peak; ``heap_free_bytes`` as ``heap_free_bytes_at`` gives it."""
+    total = segment.peak["host.hwm"]
     weights = engine.idle.get("engine.weights_resident", 0)
     mapped = engine.idle.get("engine.weights_resident_mapped", 0)
     stale_idle = max(0, engine.idle.get("engine.weight_files_resident", mapped) - mapped)
     slack_idle = engine.idle.get("host.heap_free", 0)
     runtime = max(0, engine.idle["host.rss"] - weights - stale_idle - slack_idle)
-    file_growth = max(0, worst.gauges.get("host.file", 0) - engine.idle.get("host.file", 0))
-    activations = host_transient_bytes(worst)
-    kv = worst.gauges.get("engine.kv_blocks", 0) if engine.device == "cpu" else 0
+    file_growth = max(0, segment.gauges.get("host.file", 0) - engine.idle.get("host.file", 0))
+    activations = host_transient_bytes(segment)
+    kv = segment.gauges.get("engine.kv_blocks", 0) if engine.device == "cpu" else 0
     # The heap was read when the step had ended: what tensors had held of it was no slack at the peak.
-    slack = max(0, heap_free_bytes - max(0, activations - max(0, _given_back_bytes(worst))))
+    slack = max(0, heap_free_bytes - max(0, activations - max(0, _given_back_bytes(segment))))
     page_cache = stale_idle + file_growth
     explained = weights + kv + activations + runtime + slack + page_cache
     return Attribution(
         place="cpu",
         total_bytes=total,
-        at_s=worst.end_s,
+        at_s=segment.end_s,
         weights_bytes=weights,
         kv_bytes=kv,
         activations_bytes=activations,
@@ -140,14 +145,28 @@ def host_attribution(
     )
 
 
+def heap_free_bytes_at(segments: Iterable[Segment], closed: Segment) -> int:
+    """Malloc's last account of free heap at or before the end of ``closed``, in its engine start."""
+    heap_free = 0
+    for segment in segments:
+        if segment.engine_start == closed.engine_start and segment.end_s <= closed.end_s:
+            heap_free = segment.gauges.get("host.heap_free", heap_free)
+    return heap_free
+
+
 def gpu_attribution(segments: Sequence[Segment], engine: EngineFacts) -> Attribution | None:
     """The parts of the largest device peak; None when nothing ran on a GPU."""
     gpu = gpu_prefix(engine)
     counted = [s for s in segments if f"{gpu}.reserved" in s.peak]
     if engine.device == "cpu" or not counted:
         return None
-    worst = max(counted, key=lambda s: s.peak[f"{gpu}.reserved"])
-    reserved, allocated = worst.peak[f"{gpu}.reserved"], worst.peak[f"{gpu}.allocated"]
+    return gpu_parts_of(max(counted, key=lambda s: s.peak[f"{gpu}.reserved"]), engine)
+
+
+def gpu_parts_of(segment: Segment, engine: EngineFacts) -> Attribution:
+    """The parts of one segment's device peak; its gauges must be there."""
+    gpu = gpu_prefix(engine)
+    reserved, allocated = segment.peak[f"{gpu}.reserved"], segment.peak[f"{gpu}.allocated"]
     pool = engine.kv_pool_tokens * engine.kv_bytes_per_token
     weights = max(0, engine.loaded.get(f"{gpu}.allocated", 0) - pool)
     runtime = _outside_torch_bytes(engine)
@@ -157,7 +176,7 @@ def gpu_attribution(segments: Sequence[Segment], engine: EngineFacts) -> Attribu
     return Attribution(
         place="gpu",
         total_bytes=total,
-        at_s=worst.end_s,
+        at_s=segment.end_s,
         weights_bytes=weights,
         kv_bytes=pool,
         activations_bytes=activations,

@@ -27,14 +27,15 @@ _TIME = (
     "short runs)"
 )
 _ATTRIBUTED = "own KV + share of the step's transient by tokens, at its largest; " + _REQUESTS
-_SERVING = ("idle", "step", "release")
+SERVING = ("idle", "step", "release")
+"""The kinds of segments that count for classes: the engine could take requests."""
 
 
 def summarise(recording: Recording) -> RunSummary:
     """Everything a report says about one run. Pure: the same recording gives the same summary."""
     engines = {engine.engine_start: engine for engine in recording.engines}
     last = recording.engines[-1] if recording.engines else None
-    serving = [s for s in recording.segments if s.kind in _SERVING and s.engine_start in engines]
+    serving = [s for s in recording.segments if s.kind in SERVING and s.engine_start in engines]
     owned = {place: parts.peak_owned_bytes(serving, engines, place) for place in ("cpu", "gpu")}
     classes = tuple(
         _class_summary(name, rule, recording, serving, engines, owned)
@@ -173,18 +174,15 @@ def _attributions(
     segments: Sequence[Segment],
     engines: Mapping[int, EngineFacts],
 ) -> tuple[Attribution | None, Attribution | None]:
-    """Of the worst engine start. The heap's account is the last one taken at or before the peak."""
+    """Of the worst engine start."""
     if not serving:
         return None, None
     worst = max(serving, key=lambda s: s.peak["host.hwm"])
     engine = engines[worst.engine_start]
     mine = [s for s in serving if s.engine_start == worst.engine_start]
-    heap_free = 0
-    for segment in segments:
-        if segment.engine_start == worst.engine_start and segment.end_s <= worst.end_s:
-            heap_free = segment.gauges.get("host.heap_free", heap_free)
+    heap_free_bytes = parts.heap_free_bytes_at(segments, worst)
     return (
-        parts.host_attribution(mine, engine, heap_free_bytes=heap_free),
+        parts.host_attribution(mine, engine, heap_free_bytes=heap_free_bytes),
         parts.gpu_attribution(mine, engine),
     )
 

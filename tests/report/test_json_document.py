@@ -6,9 +6,11 @@ from typing import Any
 
 from example_run import profile_summary, replay_recording, replay_summary
 
-from memplan.report.json_document import profile_document, replay_document
+from memplan.report.explain_section import explained
+from memplan.report.json_document import explain_json, profile_document, replay_document
 
 SUMMARY = replay_summary(replay_recording())
+EXPLAINED = explain_json(replay_recording(), explained(replay_recording()))
 QUANTILE_KEYS = {
     f"{name}{bound}" for name in ("p50", "p95", "p99") for bound in ("", "_low", "_high")
 }
@@ -112,10 +114,33 @@ def test_a_measured_gpu_has_the_same_shape_as_the_host() -> None:
     assert memory["gpu"] == memory["cpu"]
 
 
+def test_an_explanation_has_exactly_these_keys() -> None:
+    assert set(EXPLAINED) == {
+        "schema", "run", "run_id", "deployment", "variant", "place", "classes", "never_in_flight",
+    }  # fmt: skip
+    assert EXPLAINED["schema"] == "memplan.explain/1"
+    one = EXPLAINED["classes"][0]
+    assert set(one) == {
+        "name", "segment", "attribution", "attribution_of", "in_flight", "suggestions",
+    }  # fmt: skip
+    assert set(one["segment"]) == {
+        "engine_start", "kind", "start_s", "end_s", "prefill_tokens", "decode_tokens", "waiting",
+        "transient_bytes",
+    }  # fmt: skip
+    assert sum(one["attribution"].values()) == one["attribution_of"]["total_bytes"]
+    assert set(one["in_flight"][0]) == {
+        "request_id", "class", "input_tokens", "output_tokens", "kv_used_bytes",
+        "kv_reserved_bytes", "transient_bytes", "owned_bytes",
+    }  # fmt: skip
+    assert set(one["suggestions"][0]) == {"code", "change", "effect", "saves_bytes", "is_measured"}
+    assert json.loads(json.dumps(EXPLAINED)) == EXPLAINED
+
+
 def test_every_key_is_explained_in_the_documentation() -> None:
     page = (Path(__file__).parents[2] / "docs" / "json-document.md").read_text("utf-8")
     explained = set(re.findall(r"[a-z][a-z0-9_]*", " ".join(re.findall(r"`([^`]+)`", page))))
     paths = keys_of(replay_document(SUMMARY)) | keys_of(profile_document([profile_summary()]))
+    paths |= keys_of(EXPLAINED)
     # Reasons are the run's own words; low and high bounds are explained once, as a pattern.
     names = {path.rsplit(".", 1)[1] for path in paths if ".reasons." not in path}
     names = {re.sub(r"^(p\d\d|peak)(_low|_high)?(_bytes)?$", r"\1", name) for name in names}

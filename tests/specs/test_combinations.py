@@ -63,6 +63,12 @@ IMPOSSIBLE = {
     "4 $.self_test: engine scripted allocates no memory": (
         "self_test: {spike: 1MB, hold: 3ms, count: 1, every: 1s}\n"
     ),
+    "4 $.settings.memory_limit: engine scripted allocates no memory": (
+        "settings: {memory_limit: 2GiB}\n"
+    ),
+    "5 $.variants[0].memory_limit: engine scripted allocates no memory": (
+        "variants:\n- {name: a, memory_limit: 2GiB}\n"
+    ),
 }
 
 

@@ -87,6 +87,31 @@ def spiked(peak_bytes: int, *seen_samples: Sample) -> Recording:
     )
 
 
+LIMITED = header(deployment={"settings": {"memory_limit_bytes": 200 * MIB}})
+
+
+def counted(counter: str, *readings: int) -> Recording:
+    """A counter's readings, 0.1 s apart, under a limit."""
+    seen_samples = tuple(
+        Sample(t_s=n * 0.1, values={counter: reading}) for n, reading in enumerate(readings)
+    )
+    return recording(header=LIMITED, samples=seen_samples)
+
+
+def charged(shmem_bytes: int) -> Recording:
+    """Any page cache, and tmpfs of this size that nothing maps."""
+    values = {
+        "cgroup.anon": 90 * MIB,
+        "cgroup.shmem": shmem_bytes,
+        "cgroup.kernel": MIB,
+        "cgroup.file": 900 * MIB,
+        "host.rss": 100 * MIB,
+        "host.anon": 90 * MIB,
+        "host.page_tables": MIB,
+    }
+    return recording(samples=(Sample(t_s=0.0, values=values),))
+
+
 WHOLE_SPIKE = spiked(IDLE_BYTES + 50 * MIB)
 LOST_SPIKE = spiked(IDLE_BYTES + 40 * MIB)
 
@@ -124,6 +149,25 @@ def test_nothing_is_doubtful_about_a_clean_run() -> None:
             recording(engines=(engine(settings={"live_tensors": "no C compiler"}),)),
             recording(engines=(engine(settings={"live_tensors": "counted"}),)),
         ),
+        ("refaults", counted("cgroup.refaults", 100, 356), counted("cgroup.refaults", 100, 355)),
+        (
+            "refaults",
+            counted("cgroup.refaults", 0, 256),
+            replace(counted("cgroup.refaults", 0, 256), header=header()),  # no limit, no need shown
+        ),
+        # Over 0.1 s: 1 % is 1,000 µs.
+        (
+            "memory_pressure",
+            counted("cgroup.psi_full_us", 5000, 6001),
+            counted("cgroup.psi_full_us", 5000, 6000),
+        ),
+        (
+            "memory_pressure",
+            counted("machine.psi_full_us", 0, 1001),
+            counted("machine.psi_some_us", 0, 90_000),
+        ),
+        # 32 MiB, and 3 × 2 CPUs × 64 pages that memory.stat may be behind.
+        ("cgroup_peak_differs", charged(33 * MIB + MIB // 2 + 1), charged(33 * MIB + MIB // 2)),
         ("sampler_gaps", sampled_at(0, 0.6, 1.2), sampled_at(0, 0.5, 1.0)),
         ("schedule_not_kept", sent_late(0.11), sent_late(0.1)),
         ("engine_saturated", waited(0.21), waited(0.2)),
@@ -166,6 +210,27 @@ def test_the_samplers_rest_while_an_engine_starts_is_no_gap() -> None:
 
     assert codes(run(29.9)) == set()
     assert codes(run(40.0)) == {"sampler_gaps"}
+
+
+def test_a_counter_that_starts_anew_with_an_engine_has_not_grown() -> None:
+    again = replace(recording().engines[0], engine_start=1, ready_s=0.05)
+    run = counted("cgroup.refaults", 0, 9000)
+    assert "refaults" in codes(run)
+    assert "refaults" not in codes(replace(run, engines=(again,)))
+
+
+def test_pressure_says_whose_it_is() -> None:
+    texts = {
+        counter: [
+            f.text
+            for f in findings_of(counted(counter, 0, 50_000), (), ())
+            if f.code == "memory_pressure"
+        ]
+        for counter in ("cgroup.psi_full_us", "machine.psi_full_us")
+    }
+    assert "all of the engine's tasks" in texts["cgroup.psi_full_us"][0]
+    assert "the machine's" in texts["machine.psi_full_us"][0]
+    assert "50.0%" in texts["machine.psi_full_us"][0]
 
 
 def test_one_late_send_in_two_hundred_is_no_doubt_about_the_schedule() -> None:

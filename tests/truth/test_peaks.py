@@ -45,7 +45,7 @@ def test_a_spike_of_3_ms_is_seen_20_times_of_20_where_a_10_hz_sampler_misses_mos
 ) -> None:
     busy = "".join(
         json.dumps({"timestamp": i * 150, "input_length": 300, "output_length": 20}) + "\n"
-        for i in range(45)
+        for i in range(80)  # 12 s: room for 20 spikes on a busy machine
     )
     recording = measured(tmp_path, MODEL + SELF_TEST, busy)
     # The oracle: the engine without a spike never holds more than its script says.
@@ -107,5 +107,6 @@ def test_no_sample_is_above_the_reported_peak(
 def test_the_timeline_sees_what_the_engine_process_holds(tmp_path: Path) -> None:
     recording = measured(tmp_path, MODEL, ONE_REQUEST)
     idle = recording.engines[0].idle["host.rss"]
-    assert abs(recording.samples[0].values["host.rss"] - idle) < 2 * MB
+    lowest = min(sample.values["host.rss"] for sample in recording.samples)
+    assert abs(lowest - idle) < 2 * MB
     assert recording.samples[0].values["host.anon"] > 120 * 2**20

@@ -1,0 +1,238 @@
+"""What a user can change to lower one segment's peak, each derived from that segment's figures.
+
+Only settings that model.yaml has are named. Nothing is guessed: an effect that no figure of the run
+holds is said to be not measured, with None for its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from memplan.records import EngineFacts, Segment
+from memplan.stats.explanation import HeldRequest, Suggestion
+from memplan.stats.summary import Attribution
+from memplan.units import bytes_text
+
+NOT_MEASURED = "not measured; profile a variant with it to know"
+_SLACK_RATIO = 0.05
+# glibc's own first values. It raises both by itself as long as neither is set (mallopt(3)).
+_MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_MALLOC_FIRST_BYTES = 131_072
+_MOST_ADDENDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What the suggestions for one class may look at."""
+
+    class_name: str
+    segment: Segment
+    engine: EngineFacts
+    attribution: Attribution
+    held: tuple[HeldRequest, ...]
+    """In the order of admission; at least one is of the class."""
+    settings: Mapping[str, object]
+    budget_bytes: float | None
+    """What one request of the class may own."""
+    most_reserved_bytes: int
+    """The most KV that was reserved at once, over all segments of this engine start."""
+
+
+def suggestions_of(situation: Situation) -> tuple[Suggestion, ...]:
+    """The budget first, then the most bytes saved first, the unknown last."""
+    found = [suggestion for rule in _RULES for suggestion in rule(situation)]
+    saving = sorted(found, key=lambda one: (one.saves_bytes is None, -(one.saves_bytes or 0)))
+    return (*_over_budget(situation), *saving)
+
+
+def _over_budget(at: Situation) -> Iterator[Suggestion]:
+    mine = [one for one in at.held if one.class_name == at.class_name]
+    largest = max(mine, key=lambda one: one.owned_bytes)
+    if at.budget_bytes is None or largest.owned_bytes <= at.budget_bytes:
+        return
+    over = largest.owned_bytes - at.budget_bytes
+    place = at.attribution.place
+    effect = (
+        f"{largest.request_id} owned {bytes_text(largest.owned_bytes)} of a budget.{place} of "
+        f"{bytes_text(at.budget_bytes)}: exceeded by {bytes_text(over)}"
+    )
+    per_token = at.engine.kv_bytes_per_token
+    if per_token and over <= largest.kv_used_bytes:
+        tokens = -int(-over // per_token)
+        effect += f" = {tokens:,} tokens × {bytes_text(per_token)} of KV"
+    yield Suggestion(
+        code="over_budget",
+        change=f"shorter {at.class_name} requests, or a larger budget.{place}",
+        effect=f"{effect}; {NOT_MEASURED}",
+        saves_bytes=over,
+        is_measured=False,
+    )
+
+
+def _fewer_requests(at: Situation) -> Iterator[Suggestion]:
+    """Half of those in flight, or as many more as it takes to leave out one that had KV yet.
+
+    Admission is first come, first served, so it is the last who would wait.
+    """
+    last_holder = max((n for n, one in enumerate(at.held) if one.kv_used_bytes), default=0)
+    kept = min(len(at.held) - len(at.held) // 2, last_holder)
+    left_out = at.held[kept:]
+    saved = sum(one.kv_used_bytes for one in left_out)
+    if at.engine.kv_kind == "growing" and kept:
+        yield Suggestion(
+            code="max_requests",
+            change=f"max_requests: {kept}{_now(at, 'max_requests')}",
+            effect=f"of {len(at.held)} in flight the last {len(left_out)} admitted would have "
+            f"waited, and with them their KV: {_sum_text([o.kv_used_bytes for o in left_out])}",
+            saves_bytes=saved,
+            is_measured=True,
+        )
+
+
+def _smaller_pool(at: Situation) -> Iterator[Suggestion]:
+    """A pool that is resident from the start need not be larger than what was ever reserved of it."""
+    per_token, pool_tokens = at.engine.kv_bytes_per_token, at.engine.kv_pool_tokens
+    if at.engine.kv_kind != "reserved" or not per_token:
+        return
+    used_tokens = -(-at.most_reserved_bytes // per_token)
+    needed_tokens = max(used_tokens, _count(at.settings, "context_tokens") or 0)
+    saved = (pool_tokens - needed_tokens) * per_token
+    if saved > 0:
+        yield Suggestion(
+            code="max_kv_tokens",
+            change=f"max_kv_tokens: {needed_tokens}{_now(at, 'max_kv_tokens')}",
+            effect=f"at most {used_tokens:,} of the pool's {pool_tokens:,} tokens were reserved at "
+            f"once: ({pool_tokens:,} − {needed_tokens:,}) × {bytes_text(per_token)} = "
+            f"{bytes_text(saved)}; {NOT_MEASURED}",
+            saves_bytes=saved,
+            is_measured=False,
+        )
+
+
+def _smaller_batch(at: Situation) -> Iterator[Suggestion]:
+    """Half the step's tokens, but no fewer than model.yaml allows: one for each request."""
+    tokens = at.segment.prefill_tokens + at.segment.decode_tokens
+    least = _count(at.settings, "max_requests") or at.engine.max_requests
+    fewer = max(tokens // 2, least)
+    activations = at.attribution.activations_bytes
+    if activations and at.segment.prefill_tokens and fewer < tokens:
+        saved = activations * (1 - fewer / tokens)
+        yield Suggestion(
+            code="max_batch_tokens",
+            change=f"max_batch_tokens: {fewer}{_now(at, 'max_batch_tokens')}",
+            effect=f"{fewer:,} instead of {tokens:,} tokens in the step: about "
+            f"{bytes_text(activations)} × (1 − {fewer:,} / {tokens:,}) = {bytes_text(saved)}, if "
+            f"activations are proportional to tokens; {NOT_MEASURED}",
+            saves_bytes=saved,
+            is_measured=False,
+        )
+
+
+def _narrower_kv(at: Situation) -> Iterator[Suggestion]:
+    kv = at.attribution.kv_bytes
+    if at.engine.engine == "torch" and at.settings.get("kv") == "fp32" and kv:
+        yield Suggestion(
+            code="kv",
+            change="kv: bf16 (now fp32)",
+            effect=f"2 bytes a value instead of 4: {bytes_text(kv)} × (1 − 2 / 4) = "
+            f"{bytes_text(kv / 2)}; {NOT_MEASURED}",
+            saves_bytes=kv / 2,
+            is_measured=False,
+        )
+
+
+def _narrower_weights(at: Situation) -> Iterator[Suggestion]:
+    weights, stored = at.attribution.weights_bytes, at.settings.get("weights")
+    if at.engine.engine != "torch" or not weights:
+        return
+    if stored == "fp32":
+        yield Suggestion(
+            code="weights",
+            change="weights: bf16 (now fp32)",
+            effect=f"2 bytes a value instead of 4: about {bytes_text(weights)} × (1 − 2 / 4) = "
+            f"{bytes_text(weights / 2)}; {NOT_MEASURED}",
+            saves_bytes=weights / 2,
+            is_measured=False,
+        )
+    if stored == "bf16":
+        mapped = at.engine.weights_mapped_bytes
+        shared = f", {bytes_text(mapped)} of them file pages that replicas share" if mapped else ""
+        yield Suggestion(
+            code="weights",
+            change="weights: int8 (now bf16)",
+            effect=f"the weights are {bytes_text(weights)}{shared}; which of them int8 makes "
+            f"smaller is not in this recording; {NOT_MEASURED}",
+            saves_bytes=None,
+            is_measured=False,
+        )
+
+
+def _less_slack(at: Situation) -> Iterator[Suggestion]:
+    slack, total = at.attribution.allocator_slack_bytes, at.attribution.total_bytes
+    env = at.settings.get("env")
+    unset = [name for name in _MALLOC_VARIABLES if not isinstance(env, Mapping) or name not in env]
+    if at.attribution.place == "cpu" and unset and slack > _SLACK_RATIO * total:
+        written = ", ".join(f'{name}: "{_MALLOC_FIRST_BYTES}"' for name in unset)
+        yield Suggestion(
+            code="allocator_slack",
+            change=f"env: add {written}",
+            effect=f"slack is {bytes_text(slack)}, {slack / total * 100:.1f} % of the peak; with fixed "
+            f"thresholds malloc gives more of it back: at most {bytes_text(slack)}; "
+            f"{NOT_MEASURED}",
+            saves_bytes=slack,
+            is_measured=False,
+        )
+
+
+def _fewer_replicas(at: Situation) -> Iterator[Suggestion]:
+    parts = at.attribution
+    others = (
+        parts.weights_bytes,
+        parts.kv_bytes,
+        parts.activations_bytes,
+        parts.allocator_slack_bytes,
+        parts.page_cache_bytes,
+        parts.unexplained_bytes,
+    )
+    if parts.runtime_bytes > max(others):
+        share = f"{parts.runtime_bytes / parts.total_bytes * 100:.1f} %"
+        yield Suggestion(
+            code="runtime",
+            change="fewer replicas with more requests each",
+            effect=f"runtime is the largest part, {bytes_text(parts.runtime_bytes)} or {share} of "
+            "the peak, and every replica holds it once: this peak stays, the fleet's falls by as "
+            f"much for each replica left out; {NOT_MEASURED}",
+            saves_bytes=0,
+            is_measured=False,
+        )
+
+
+_RULES: tuple[Callable[[Situation], Iterator[Suggestion]], ...] = (
+    _fewer_requests,
+    _smaller_pool,
+    _smaller_batch,
+    _narrower_kv,
+    _narrower_weights,
+    _less_slack,
+    _fewer_replicas,
+)
+
+
+def _now(at: Situation, name: str) -> str:
+    value = _count(at.settings, name)
+    return "" if value is None else f" (now {value})"
+
+
+def _count(settings: Mapping[str, object], name: str) -> int | None:
+    value = settings.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _sum_text(values: list[int]) -> str:
+    """``1.00 MiB + 2.00 MiB = 3.00 MiB``, of those that are not zero."""
+    known = [bytes_text(value) for value in values if value]
+    total = bytes_text(sum(values))
+    if len(known) == 1:
+        return total
+    return f"{' + '.join(known)} = {total}" if len(known) <= _MOST_ADDENDS else f"{total} in all"
