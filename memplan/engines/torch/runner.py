@@ -153,7 +153,7 @@ class TorchRunner:
             "live_tensors": self._tensors if isinstance(self._tensors, str) else COUNTED,
             "threads": str(torch.get_num_threads()),
             "model_folder": self._folder.name,
-            "ld_preload": os.environ.get("LD_PRELOAD", ""),
+            "ld_preload": " ".join(Path(p).name for p in os.environ.get("LD_PRELOAD", "").split()),
             **kept,
         }
 
