@@ -7,7 +7,7 @@ Unknown is None; 0 means measured zero. Fields are only ever added, with a defau
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,11 +79,21 @@ class InFlight:
 
     request_id: str
     kv_used_bytes: int
-    """Bytes of KV cache holding its tokens when the segment closed."""
+    """Bytes of KV cache holding its tokens when the segment closed. A block that several requests
+    share counts for each by its share, as PSS does for pages."""
     kv_reserved_bytes: int
     """Bytes of KV cache that the engine set aside for it, used or not."""
     tokens: int
     """Tokens scheduled for it in this segment (prompt tokens read plus tokens decoded)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Part of a segment that lasted longer than the longest interval without a reading."""
+
+    end_s: float
+    peak_bytes: int
+    """Exact peak of host resident bytes inside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +118,14 @@ class Segment:
     """What closing this segment cost the engine."""
     waiting: int = 0
     """Requests queued in the engine, not admitted, when the segment closed."""
+    slices: tuple[Slice, ...] = ()
+    """Empty for a short segment; otherwise contiguous, from ``start_s`` to ``end_s``, and the largest
+    of their peaks is the segment's."""
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of live host tensors at the exact instant of their peak in this segment, by the part of
+    the model that made them; empty where they are not counted."""
+    peak_module: str | None = None
+    """The module that was running at that instant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +134,19 @@ class Sample:
 
     t_s: float
     values: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """Readings of resident bytes by a process that does nothing else, about one a millisecond.
+
+    It can miss a peak, as every sampler can; it is there to catch a segment that says less.
+    """
+
+    t_s: Sequence[float]
+    """Ascending."""
+    rss_bytes: Sequence[int]
+    """Of the engine's process tree, one for each of ``t_s``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +254,8 @@ class RunHeader:
     sample_period_s: float
     drift_bound_bytes: int
     """The kernel may report a high-water mark too low by at most this much (per-CPU counters)."""
+    repeats: int = 1
+    """How often the whole trace was replayed, each time on a fresh engine: waves ``replay 1`` …"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +267,8 @@ class RunEnd:
     client_cpu_s: float
     client_peak_bytes: int
     samples: int
+    wall_s: float | None = None
+    """The same duration by the wall clock: it differs where that was set, or the machine slept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,3 +288,4 @@ class Recording:
     findings: tuple[Finding, ...]
     """Those of the run itself, and those made while reading it."""
     end: RunEnd | None
+    witness: Witness | None = None

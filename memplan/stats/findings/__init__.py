@@ -1,0 +1,25 @@
+"""What makes a measurement doubtful, and what it therefore does not prove.
+
+Each rule is a function from a recording, or from figures made of it, to findings; a rule is added in
+the module of its subject and in the tuple at that module's end.
+"""
+
+from __future__ import annotations
+
+from memplan.records import Finding, Recording
+from memplan.stats.findings import figures, pressure, sources, traffic
+from memplan.stats.summary import Attribution, ClassSummary
+
+
+def findings_of(
+    recording: Recording,
+    classes: tuple[ClassSummary, ...],
+    attributions: tuple[Attribution, ...],
+) -> tuple[Finding, ...]:
+    """The recording's own findings first, then every rule's."""
+    found = list(recording.findings)
+    for rule in (*sources.RULES, *pressure.RULES, *traffic.RULES):
+        found.extend(rule(recording))
+    found.extend(figures.withheld(classes))
+    found.extend(figures.unexplained(attributions))
+    return tuple(found)
