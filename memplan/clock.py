@@ -11,12 +11,19 @@ class Clock(Protocol):
 
     def now_s(self) -> float: ...
 
+    def wall_s(self) -> float | None:
+        """The wall clock, to hold against this one; None where time is not real."""
+        ...
+
 
 class MonotonicClock:
     """CLOCK_MONOTONIC, which every process of a machine shares."""
 
     def now_s(self) -> float:
         return time.monotonic()
+
+    def wall_s(self) -> float:
+        return time.time()
 
 
 class VirtualClock:
@@ -27,6 +34,9 @@ class VirtualClock:
 
     def now_s(self) -> float:
         return self._now_s
+
+    def wall_s(self) -> float | None:
+        return None
 
     def advance_to(self, at_s: float) -> None:
         self._now_s = max(self._now_s, at_s)

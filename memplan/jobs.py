@@ -11,7 +11,7 @@ from memplan.errors import InputError
 from memplan.records import Request, WorkloadFacts
 from memplan.specs import Deployment, Settings
 from memplan.units import parse_bytes, parse_seconds
-from memplan.workload.classify import class_rules, plan_requests
+from memplan.workload.classify import TRACE_WAVE, class_rules, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
 from memplan.workload.trace import read_trace
 
@@ -59,8 +59,9 @@ def trace_waves(
     length_scale: float = 1.0,
     dilation: float = 1.0,
     oversize: str = "refuse",
+    repeats: int = 1,
 ) -> Workload:
-    """A trace as one open-loop wave.
+    """A trace as one open-loop wave, or as ``repeats`` of them, each on a fresh engine.
 
     Raises InputError for a trace that cannot be read and, unless ``oversize`` is ``reject``, for
     requests that the engine could never take; MachineError when the engine's packages are missing.
@@ -97,7 +98,26 @@ def trace_waves(
         dilation=dilation,
         class_rules=class_rules(deployment.classes, requests),
     )
-    return (Wave(name="trace", fresh=False, requests=requests),), workload
+    return repeated(requests, repeats), workload
+
+
+def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
+    """The same requests once for each replay; from the second on under ids of their own."""
+    if repeats == 1:
+        return (Wave(name=TRACE_WAVE, fresh=False, requests=requests),)
+    taken = {request.request_id for request in requests}
+    waves = []
+    for number in range(1, repeats + 1):
+        name = f"replay {number}"
+        sent = []
+        for request in requests:
+            own_id = request.request_id if number == 1 else f"{request.request_id}#{number}"
+            while number > 1 and own_id in taken:
+                own_id += "#"
+            taken.add(own_id)
+            sent.append(replace(request, request_id=own_id, wave=name))
+        waves.append(Wave(name=name, fresh=True, requests=tuple(sent)))
+    return tuple(waves)
 
 
 def _refuse_oversize(

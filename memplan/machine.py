@@ -7,6 +7,7 @@ import platform
 import socket
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -63,12 +64,25 @@ def _gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs; empty where there is no driver."""
     import pynvml  # noqa: PLC0415 - 15 ms that only a measuring command should pay
 
+    return gpu_names(pynvml)
+
+
+def gpu_names(nvml: Any) -> tuple[str, ...]:
+    """By pynvml, or what stands in for it. A GPU that does not answer is named by its failure."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
         return ()
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        return tuple(_gpu_name(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+    except nvml.NVMLError as error:
+        return (f"unknown ({error})",)
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
+
+
+def _gpu_name(nvml: Any, index: int) -> str:
+    try:
+        return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(index)))
+    except nvml.NVMLError as error:
+        return f"unknown ({error})"

@@ -15,11 +15,13 @@ from typing import Literal
 
 import memplan
 from memplan.clock import Clock, MonotonicClock, VirtualClock
+from memplan.compiled import cache_folder
 from memplan.engines import open_engine
 from memplan.machine import read_machine
 from memplan.probes import open_probes
+from memplan.probes.witness import WitnessProbe
 from memplan.procfs import drift_bound_bytes
-from memplan.recording import ENGINE_LOG, RunWriter
+from memplan.recording import ENGINE_LOG, WITNESS, RunWriter
 from memplan.records import SCHEMA, RunEnd, RunHeader, WorkloadFacts
 from memplan.replay import StopFlag, Watcher, replay
 from memplan.specs import Deployment
@@ -39,6 +41,8 @@ class Job:
     sample_period_s: float
     restarts: int = 0
     """How often an engine that died may be started again."""
+    repeats: int = 1
+    """How many of the waves are replays of one trace."""
     force: bool = False
 
 
@@ -51,7 +55,10 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
     clock: Clock = VirtualClock() if job.deployment.engine == "scripted" else MonotonicClock()
     epoch_s = clock.now_s()
     writer = RunWriter(job.folder, _header(job), force=job.force)
+    witness = WitnessProbe(job.folder / WITNESS, epoch_s=epoch_s, cache=cache_folder())
     try:
+        if job.deployment.engine != "scripted" and (finding := witness.start()) is not None:
+            writer.finding(finding)
         return replay(
             job.waves,
             open_engine=lambda number: open_engine(
@@ -61,16 +68,21 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
                 engine_start=number,
                 log=job.folder / ENGINE_LOG,
             ),
-            probes=open_probes(job.deployment),
+            probes=(*open_probes(job.deployment), witness),
             writer=writer,
             clock=clock,
             epoch_s=epoch_s,
             sample_period_s=job.sample_period_s,
             restarts=job.restarts,
+            # A profile's rungs say themselves which of them get a fresh engine.
+            recycle_after=job.deployment.settings.recycle_after_requests
+            if job.kind == "replay"
+            else None,
             stop=stop,
             watcher=watcher,
         )
     finally:
+        witness.stop()
         writer.close()
 
 
@@ -114,6 +126,7 @@ def _header(job: Job) -> RunHeader:
         machine=read_machine(),
         sample_period_s=job.sample_period_s,
         drift_bound_bytes=drift_bound_bytes(os.cpu_count() or 1),
+        repeats=job.repeats,
     )
 
 

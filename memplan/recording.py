@@ -31,13 +31,22 @@ from memplan.records import (
     RunHeader,
     Sample,
     Segment,
+    Witness,
 )
+from memplan.witness_file import read_witness
 
 HEADER, SCHEDULE, REQUESTS = "header.json", "schedule.jsonl", "requests.jsonl"
 SEGMENTS, EVENTS, TIMELINE = "segments.jsonl", "events.jsonl", "timeline.arrow"
-ENGINE_LOG = "engine.log"
+WITNESS, ENGINE_LOG = "witness.bin", "engine.log"
 REPORT = "report.html"
 """Where `memplan report` puts the page of a run, unless told otherwise."""
+
+CUDA_SNAPSHOT = "cuda_snapshot.pickle"
+"""Where the engine puts what lived on the device at its peak, if it was asked to."""
+_FILES = (
+    *(HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, WITNESS),
+    *(ENGINE_LOG, CUDA_SNAPSHOT, REPORT),
+)
 
 FLUSH_SAMPLES_S = 1.0
 
@@ -132,6 +141,7 @@ def read_run(folder: Path) -> Recording:
     samples, is_whole = read_timeline(folder / TIMELINE)
     if not is_whole:
         findings.append(_torn(TIMELINE))
+    witness = _read_witness(folder / WITNESS, findings)
     if end is None:
         findings.append(
             Finding(
@@ -157,6 +167,7 @@ def read_run(folder: Path) -> Recording:
         planted=planted,
         findings=(*recorded, *findings),
         end=end,
+        witness=witness,
     )
 
 
@@ -171,7 +182,7 @@ def _make_folder(folder: Path, *, force: bool) -> None:
                 f"{folder}: already holds {'a run' if is_run else 'files that are not a run'}",
                 hint="add --force to replace the run" if is_run else "choose another --out folder",
             )
-        for name in (HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, ENGINE_LOG, REPORT):
+        for name in _FILES:
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -243,6 +254,18 @@ def _read_header(folder: Path) -> RunHeader:
             hint="read it with the memplan version that its header names",
         )
     return _build(RunHeader, raw)
+
+
+def _read_witness(path: Path, findings: list[Finding]) -> Witness | None:
+    try:
+        witness, is_whole = read_witness(path)
+    except (OSError, ValueError) as error:
+        raise RecordingError(
+            f"{path}: cannot be read: {error}", hint=f"remove {path.name} to do without the witness"
+        ) from error
+    if not is_whole:
+        findings.append(_torn(path.name))
+    return witness
 
 
 def _read_lines(path: Path, cls: type[T], findings: list[Finding]) -> Iterator[T]:

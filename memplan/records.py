@@ -147,6 +147,12 @@ class Witness:
     """Ascending."""
     rss_bytes: Sequence[int]
     """Of the engine's process tree, one for each of ``t_s``."""
+    period_s: float | None = None
+    """The pace that it was to keep."""
+    policy: Literal["real-time", "nice", "ordinary"] | None = None
+    """How the kernel scheduled it."""
+    cpu_s: float | None = None
+    """Its own CPU time, until its last block was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +202,9 @@ class EngineFacts:
     load_s: float
     settings: Mapping[str, str] = field(default_factory=dict)
     """Everything else that moves bytes: dtype, threads, allocator environment, load mode."""
+    recycled_s: float | None = None
+    """Seconds without an engine before this one was ready, where it took the place of one that was
+    stopped on purpose after so many requests (``settings.recycle_after_requests``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from memplan import deaths
 from memplan.clock import Clock
-from memplan.engines import Died, Ended, Engine, OutOfMemory, Planted, SegmentClosed
+from memplan.engines import Died, Ended, Engine, Planted, SegmentClosed
 from memplan.errors import EngineError
 from memplan.probes import Probe
 from memplan.procfs import ProcessMemory
@@ -21,18 +22,13 @@ from memplan.recording import RunWriter
 from memplan.records import (
     EndReason,
     EngineFacts,
-    Finding,
     Request,
     RequestRecord,
     RunEnd,
     Sample,
 )
-from memplan.units import bytes_text
 from memplan.workload.ladder import Wave
 from memplan.workload.prompts import prompt_token_ids
-
-# Lost requests that a finding names; requests.jsonl has them all.
-_TOLD = 5
 
 
 class Watcher(Protocol):
@@ -70,16 +66,28 @@ def replay(
     stop: StopFlag,
     watcher: Watcher,
     restarts: int = 0,
+    recycle_after: int | None = None,
 ) -> RunEnd:
     """Runs the waves in order and returns the end that was recorded.
 
     Within a wave requests are sent at their times, whatever the engine does (open loop); the next
     wave starts when the last one has ended. ``open_engine`` gets the number of the engine start.
-    An engine that dies is started again ``restarts`` times at most; then the run ends.
+    An engine that dies is started again ``restarts`` times at most; then the run ends. One in which
+    ``recycle_after`` requests have ended gets no more; when it has none in flight it is stopped, and
+    a fresh one goes on with the queue.
     """
     writer.schedule([request for wave in waves for request in wave.requests])
     run = _Run(
-        open_engine, probes, writer, clock, epoch_s, sample_period_s, stop, watcher, restarts
+        open_engine,
+        probes,
+        writer,
+        clock,
+        epoch_s,
+        sample_period_s,
+        stop,
+        watcher,
+        restarts,
+        recycle_after,
     )
     try:
         for wave in waves:
@@ -102,6 +110,7 @@ class _Run:
         stop: StopFlag,
         watcher: Watcher,
         restarts: int,
+        recycle_after: int | None,
     ) -> None:
         self._open_engine = open_engine
         self._probes = probes
@@ -119,7 +128,12 @@ class _Run:
         self._is_dead = False
         """The engine is, and was not started again."""
         self._restarts_left = restarts
+        self._recycle_after = recycle_after
+        self._ended_here = 0
+        """Requests that ended in this engine start."""
         self._cpu_began_s = time.process_time()
+        self._wall_ahead_s = self._wall_ahead()
+        """Of the run's own clock. It must be the same at the end."""
 
     @property
     def is_over(self) -> bool:
@@ -138,20 +152,25 @@ class _Run:
             if self._is_dead:
                 self._restart_engine(wave, [began_s + one.arrival_s for one in pending])
                 continue
+            if self._is_worn and not self._outstanding:
+                self._recycle_engine(wave)
+                continue
             engine = self._opened()
             now_s = self._now_s()
-            while pending and began_s + pending[0].arrival_s <= now_s:
-                request = pending.popleft()
+            sendable = deque[Request]() if self._is_worn else pending
+            while sendable and began_s + sendable[0].arrival_s <= now_s:
+                request = sendable.popleft()
                 self._send(engine, request, prompt, began_s + request.arrival_s)
                 prompt = self._prompt(pending)
                 now_s = self._now_s()
             self._sample_if_due(now_s)
             due_s = self._next_sample_s
-            if pending:
-                due_s = min(due_s, began_s + pending[0].arrival_s)
+            if sendable:
+                due_s = min(due_s, began_s + sendable[0].arrival_s)
             self._take(engine.poll(max(0.0, due_s - self._now_s())))
         if not self._is_dead:
-            self._sample()  # marks of the whole life go with the engine
+            # Marks of the whole life go with the engine.
+            self._sample(is_quiet=not self._outstanding)
 
     def stop_engine(self) -> None:
         if self._engine is None:
@@ -177,6 +196,7 @@ class _Run:
             client_cpu_s=time.process_time() - self._cpu_began_s,
             client_peak_bytes=client_peak_bytes,
             samples=self._writer.sample_count,
+            wall_s=self._wall_s(),
         )
         self._writer.end(end)
         return end
@@ -186,12 +206,31 @@ class _Run:
     def _now_s(self) -> float:
         return self._clock.now_s() - self._epoch_s
 
-    def _start_engine(self, wave: Wave) -> None:
+    def _wall_ahead(self) -> float | None:
+        wall_s = self._clock.wall_s()
+        return None if wall_s is None else wall_s - self._now_s()
+
+    def _wall_s(self) -> float | None:
+        """The run's duration by the wall clock."""
+        wall_s = self._clock.wall_s()
+        if wall_s is None or self._wall_ahead_s is None:
+            return None
+        return wall_s - self._wall_ahead_s
+
+    @property
+    def _is_worn(self) -> bool:
+        return self._recycle_after is not None and self._ended_here >= self._recycle_after
+
+    def _start_engine(self, wave: Wave, *, is_recycling: bool = False) -> None:
+        began_s = self._now_s()
         self.stop_engine()
+        self._ended_here = 0
         self._watcher.engine_starting(wave.name)
         self._engine = self._open_engine(self._engine_starts)
         self._engine_starts += 1
         self._facts = self._engine.start()
+        if is_recycling:
+            self._facts = replace(self._facts, recycled_s=self._now_s() - began_s)
         self._writer.engine(self._facts)
         for probe in self._probes:
             probe.attach(self._facts)
@@ -215,25 +254,24 @@ class _Run:
         try:
             self._start_engine(wave)
         except EngineError as error:
-            self._restarts_left = 0
-            self._writer.finding(
-                Finding(
-                    code="restart_failed",
-                    text=f"The engine that died could not be started again: {error.message}.",
-                    hint=error.hint,
-                )
-            )
+            self._not_started_again("died", error)
             return
         self._is_dead = False
         late = sum(at_s <= self._now_s() for at_s in intended_s)
-        self._writer.finding(
-            Finding(
-                code="engine_restarted",
-                text=f"The engine was started again after its death. {late} requests came due "
-                "while there was none and are sent late; its caches began empty.",
-                hint="Replay without deaths for a measurement that counts.",
-            )
-        )
+        self._writer.finding(deaths.restarted(late))
+
+    def _recycle_engine(self, wave: Wave) -> None:
+        """A fresh engine for one that has served its number of requests; nothing is in flight."""
+        self._sample(is_quiet=True)  # marks of the whole life go with the engine
+        try:
+            self._start_engine(wave, is_recycling=True)
+        except EngineError as error:
+            self._is_dead = True
+            self._not_started_again("was recycled", error)
+
+    def _not_started_again(self, fate: str, error: EngineError) -> None:
+        self._restarts_left = 0
+        self._writer.finding(deaths.not_started_again(fate, error))
 
     def _send(self, engine: Engine, request: Request, prompt: list[int], intended_s: float) -> None:
         record = RequestRecord(
@@ -252,10 +290,10 @@ class _Run:
         # From now, not from the last due time: a late sampler does not burst to catch up.
         self._next_sample_s = now_s + self._sample_period_s
 
-    def _sample(self) -> None:
+    def _sample(self, *, is_quiet: bool = False) -> None:
         values: dict[str, int] = {}
         for probe in self._probes:
-            values |= probe.read()
+            values |= probe.read(is_quiet=is_quiet)
         sample = Sample(t_s=self._now_s(), values=values)
         self._writer.sample(sample)
         self._watcher.sampled(sample, len(self._outstanding))
@@ -273,6 +311,7 @@ class _Run:
                     self._died(event)
 
     def _ended(self, record: RequestRecord) -> None:
+        self._ended_here += 1
         request, sent = self._outstanding.pop(record.request_id)
         self._writer.request(replace(record, intended_s=sent.intended_s, sent_s=sent.sent_s))
         self._watcher.request_ended(request)
@@ -288,33 +327,7 @@ class _Run:
             self._writer.request(failed)
         self._outstanding.clear()
         self._writer.finding(
-            _oom_finding(death.out_of_memory, now_s, lost)
+            deaths.out_of_memory(death.out_of_memory, now_s, lost)
             if death.out_of_memory
-            else _death_finding(death.reason, now_s, is_last=self.is_over)
+            else deaths.died(death.reason, now_s, is_last=self.is_over)
         )
-
-
-def _death_finding(reason: str, now_s: float, *, is_last: bool) -> Finding:
-    rest = " and those after them were not sent" if is_last else ""
-    return Finding(
-        code="engine_died",
-        text=f"The engine was gone after {now_s:.1f} s ({reason}); requests in flight failed{rest}.",
-        hint="If the kernel killed it, lower max_requests or max_kv_tokens; its own "
-        "output is in engine.log of the run folder.",
-    )
-
-
-def _oom_finding(killed: OutOfMemory, now_s: float, lost: Sequence[str]) -> Finding:
-    limit = (
-        "not by a limit of its own"
-        if killed.limit_bytes is None
-        else f"at its limit of {bytes_text(killed.limit_bytes)}"
-    )
-    told = ", ".join(lost[:_TOLD]) + (", …" if len(lost) > _TOLD else "")
-    return Finding(
-        code="oom_killed",
-        text=f"The kernel killed the engine for memory after {now_s:.1f} s, {limit}; "
-        f"{bytes_text(killed.charged_peak_bytes)} were charged at the peak. It took {len(lost)} "
-        f"requests with it{': ' if told else ''}{told}.",
-        hint="Raise the memory limit, or lower max_requests or max_kv_tokens.",
-    )

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from memplan.cgroups import GroupMemory, Place, fields_in, make_group, place_in, pressure_in
+from memplan.cgroups import (
+    GroupMemory,
+    PeakMark,
+    Place,
+    fields_in,
+    make_group,
+    peak_mark_of,
+    place_in,
+    pressure_in,
+)
 from memplan.errors import MachineError
 from memplan.units import MIB
 
@@ -119,6 +128,43 @@ def test_a_version_2_group_of_an_old_kernel_leaves_out_what_it_does_not_say(tmp_
         "cgroup.psi_full_us": 8,
     }
     memory.close()
+
+
+def test_a_groups_mark_is_read_and_set_back_through_one_file(tmp_path: Path) -> None:
+    """On version 2 a second open file has a mark of its own; a rename shows which one is read."""
+    place = Place(version="v2", folder=tmp_path)
+    assert peak_mark_of(place) is None
+    (tmp_path / "memory.peak").write_text("8\n")
+    mark = peak_mark_of(place)
+    assert mark is not None
+    (tmp_path / "memory.peak").rename(tmp_path / "gone")
+    (tmp_path / "memory.peak").write_text("1\n")
+    assert peak_mark_of(place) is mark
+    memory = GroupMemory(place)
+    assert memory.read_charge() == {"cgroup.peak": 8}
+    assert mark.reset()
+    assert memory.read_charge() == {"cgroup.peak": 0}
+    memory.close()
+
+
+def test_a_mark_that_nobody_holds_is_opened_anew(tmp_path: Path) -> None:
+    (tmp_path / "memory.max_usage_in_bytes").write_text("1\n")
+    place = Place(version="v1", folder=tmp_path)
+    first = peak_mark_of(place)
+    assert first is not None and first.read() == 1
+    (tmp_path / "memory.max_usage_in_bytes").unlink()
+    assert first.read() == 1
+    del first
+    assert peak_mark_of(place) is None
+
+
+def test_a_mark_that_may_not_be_written_stays_that_of_the_life(tmp_path: Path) -> None:
+    """As before Linux 6.12, where the file takes no writing."""
+    (tmp_path / "memory.peak").write_text("8192\n")
+    fd = os.open(tmp_path / "memory.peak", os.O_RDONLY)
+    mark = PeakMark(fd)
+    assert mark.reset() is False
+    assert mark.read() == 8192
 
 
 def test_a_version_2_group_gets_its_limit_and_no_swap(tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ PACKAGE = Path(memplan.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HINGE = {"errors", "units", "records"}
-MEASURING = HINGE | {"specs", "clock", "procfs", "cgroups"}
+MEASURING = HINGE | {
+    "specs",
+    "clock",
+    "procfs",
+    "cgroups",
+    "page_cache",
+    "compiled",
+    "pages",
+    "process_tree",
+}
 WING = MEASURING | {"workload", "engines", "probes", "recording", "machine", "replay"}
 
 MAY_IMPORT = {
@@ -26,20 +35,26 @@ MAY_IMPORT = {
     "clock": set(),
     "units": {"errors"},
     "records": {"errors", "units"},
-    "procfs": {"errors", "units"},
+    "pages": set(),
+    "process_tree": set(),
+    "procfs": {"errors", "units", "pages"},
     "cgroups": {"errors", "units"},
+    "page_cache": {"errors", "units"},
+    "compiled": {"errors", "units"},
     "gguf_header": {"errors"},
     "specs": {"errors", "units", "gguf_header"},
     "timeline": {"records"},
-    "recording": HINGE | {"specs", "timeline"},
+    "witness_file": {"records"},
+    "recording": HINGE | {"specs", "timeline", "witness_file"},
     "machine": HINGE | {"specs"},
     "workload": MEASURING,
     "engines": MEASURING,
     "probes": MEASURING,
-    "replay": WING,
+    "deaths": WING,
+    "replay": WING | {"deaths"},
     "measure": WING,
     "jobs": WING,
-    "doctor": WING,
+    "doctor": WING | {"witness_file"},
     "progress": WING,
     "builtin": WING,
     "stats": HINGE,

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from memplan.pages import PAGE_BYTES
 from memplan.procfs import (
-    PAGE_BYTES,
     ProcessMemory,
     drift_bound_bytes,
-    file_mappings,
-    give_back,
-    resident_bytes,
+    proportional_bytes,
 )
 from memplan.units import MIB
 
@@ -160,58 +158,35 @@ def test_closing_twice_is_no_fault() -> None:
     memory.close()
 
 
-def test_of_a_half_touched_mapping_half_is_resident() -> None:
-    pages = 1024
-    memory = small_pages(pages * PAGE_BYTES)
-    address = address_of(memory)
-    assert resident_bytes(address, len(memory)) == 0
-    for page in range(0, pages, 2):
-        memory[page * PAGE_BYTES] = 1
-    assert resident_bytes(address, len(memory)) == pages // 2 * PAGE_BYTES
-    assert resident_bytes(address, PAGE_BYTES) == PAGE_BYTES
-    assert resident_bytes(address + PAGE_BYTES, PAGE_BYTES) == 0
-
-
-def test_a_range_within_one_page_is_resident_to_its_own_size() -> None:
-    memory = small_pages(PAGE_BYTES)
-    memory[0] = 1
-    assert resident_bytes(address_of(memory) + 100, 50) == 50
-
-
-def test_pages_given_back_are_no_longer_resident() -> None:
-    memory = small_pages(64 * PAGE_BYTES)
-    memory.write(b"x" * len(memory))
-    address = address_of(memory)
-    give_back(address, 32 * PAGE_BYTES)
-    assert resident_bytes(address, len(memory)) == 32 * PAGE_BYTES
-    assert memory[0] == 0
-
-
-def test_a_range_that_is_no_mapping_cannot_be_given_back() -> None:
-    with pytest.raises(OSError, match="Invalid argument"):
-        give_back(1, PAGE_BYTES)
-
-
-def test_a_mapped_file_is_found_below_its_folder_and_under_no_other(tmp_path: Path) -> None:
-    folder, other = tmp_path / "model-2", tmp_path / "model"
-    folder.mkdir()
-    other.mkdir()
-    path = folder / "some weights.bin"
-    path.write_bytes(bytes(3 * PAGE_BYTES))
+def test_a_page_that_two_processes_map_is_half_each(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    path.write_bytes(bytes(32 * MIB))
+    code = (
+        "import mmap, sys; file = open(sys.argv[1], 'rb'); "
+        "held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); "
+        "print(sum(held[i] for i in range(0, len(held), 4096)), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-S", "-c", code, str(path)]
+    before = proportional_bytes()
+    assert before is not None
     with path.open("rb") as data, mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-        ((start, end),) = file_mappings(str(folder))
-        assert end - start == len(memory)
-        assert file_mappings(str(other)) == []
-    assert file_mappings(str(folder)) == []
+        assert sum(memory[at] for at in range(0, len(memory), PAGE_BYTES)) == 0
+        alone = proportional_bytes()
+        assert alone == pytest.approx(before + 32 * MIB, abs=MIB)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            both = proportional_bytes()
+            theirs = proportional_bytes(other.pid)
+            other.communicate()
+    assert alone is not None and both is not None and theirs is not None
+    assert alone - both >= 15 * MIB
+    assert theirs >= 16 * MIB
 
 
-def test_a_mapped_file_is_found_through_a_link_to_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    path = tmp_path / "real" / "weights.bin"
-    path.write_bytes(bytes(PAGE_BYTES))
-    with path.open("rb") as data, mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ):
-        assert len(file_mappings(str(tmp_path / "link"))) == 1
+def test_a_process_that_is_gone_has_no_share() -> None:
+    with pytest.raises(ProcessLookupError, match="is gone"):
+        proportional_bytes(2**22 + 1)
 
 
 @pytest.mark.parametrize(("cpus", "pages"), [(2, 3 * 2 * 32), (64, 3 * 64 * 128)])

@@ -1,6 +1,6 @@
 """The loop with a scripted engine on a virtual clock, with one that dies, and stopped midway."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from memplan.engines import (
 )
 from memplan.engines.scripted import ScriptedEngine
 from memplan.errors import EngineError
+from memplan.probes import Probe
 from memplan.probes.scripted import ScriptedProbe
 from memplan.recording import RunWriter, read_run
 from memplan.records import EngineFacts, PlantedSpike, Recording, Request, Sample
@@ -106,9 +107,11 @@ def run(
     log: Log | None = None,
     sample_period_s: float = 0.01,
     restarts: int = 0,
+    probe: Probe | None = None,
+    clock: VirtualClock | None = None,
     **engine_settings: object,
 ) -> Recording:
-    clock, log = VirtualClock(), log or Log()
+    clock, log = clock or VirtualClock(), log or Log()
 
     def open_scripted(clock: VirtualClock, number: int) -> Engine:
         deployment = scripted(**engine_settings)  # type: ignore[arg-type]
@@ -120,7 +123,7 @@ def run(
         end = replay(
             waves,
             open_engine=lambda number: opener(clock, number),
-            probes=[ScriptedProbe([READING])],
+            probes=[probe or ScriptedProbe([READING])],
             writer=writer,
             clock=clock,
             epoch_s=0.0,
@@ -134,6 +137,24 @@ def run(
     read = read_run(folder)
     assert read.end == end
     return read
+
+
+class SetClock(VirtualClock):
+    """Beside a wall clock that is set an hour forward in the run's second second."""
+
+    def wall_s(self) -> float | None:
+        now_s = self.now_s()
+        return 1_800_000_000.0 + now_s + (3600.0 if now_s > 1.0 else 0.0)
+
+
+def test_a_wall_clock_that_is_set_meanwhile_is_seen_in_the_runs_end(tmp_path: Path) -> None:
+    early, late = request("early"), request("late", arrival_s=2.0)
+    for name, requests, moved_s in (("still", [early], 0.0), ("set", [early, late], 3600.0)):
+        end = run(tmp_path / name, [wave(*requests)], clock=SetClock()).end
+        assert end is not None and end.wall_s is not None
+        assert end.wall_s - end.ended_s == pytest.approx(moved_s, abs=1e-5)
+    virtual = run(tmp_path / "virtual", [wave(early)]).end
+    assert virtual is not None and virtual.wall_s is None
 
 
 def test_requests_are_sent_at_their_times_whatever_the_engine_does(tmp_path: Path) -> None:
@@ -180,6 +201,30 @@ def test_samples_are_a_period_apart_and_see_the_probes(tmp_path: Path) -> None:
     assert len(times) == 12
     assert gaps[-1] <= 0.05, "the last one is the wave's end"
     assert {sample.values["host.rss"] for sample in read.samples} == {15 * MIB}
+
+
+class QuietOrNot:
+    """Reads whether it was told that nothing is in flight."""
+
+    def attach(self, facts: EngineFacts) -> None: ...
+
+    def read(self, *, is_quiet: bool = False) -> Mapping[str, int]:
+        return {"quiet": int(is_quiet)}
+
+
+def test_what_stalls_the_engine_is_read_only_when_a_wave_has_ended(tmp_path: Path) -> None:
+    read = run(tmp_path / "run", [wave(request(), request("b"))], probe=QuietOrNot())
+    told = [sample.values["quiet"] for sample in read.samples]
+    assert len(told) > 2
+    assert told == [0] * (len(told) - 1) + [1]
+
+
+def test_a_run_that_is_stopped_with_requests_in_flight_has_no_quiet_moment(tmp_path: Path) -> None:
+    requests = [request("a"), request("b", output_tokens=50)]
+    log = Log(stop_after=1)
+    read = run(tmp_path / "run", [wave(*requests)], log=log, probe=QuietOrNot())
+    assert read.outcomes["b"].outcome == "unfinished"
+    assert {sample.values["quiet"] for sample in read.samples} == {0}
 
 
 def test_the_next_wave_waits_for_the_last_one(tmp_path: Path) -> None:

@@ -97,8 +97,12 @@ def context_tokens_of(deployment: Deployment) -> int:
     """The longest request, prompt and answer together, that the deployment can take.
 
     Brings the model into a loadable form if it is not yet, which can take seconds on first use.
-    Raises MachineError when the engine's packages or the model's package are missing.
+    Raises MachineError when the engine's packages, its allocator or the model's package are missing.
     """
+    if deployment.settings.allocator != "system":  # told before a run folder is made
+        from memplan.engines.allocator.preload import preloading
+
+        preloading(deployment.settings.allocator, {})
     match deployment.engine:
         case "torch":
             from memplan.engines.torch.prepare import model_context_tokens

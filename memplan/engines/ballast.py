@@ -7,14 +7,16 @@ process, through the same scheduler, worker and channel as the real engine.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from memplan.engines.composition import HostComposition
 from memplan.engines.meter import DevicePeaks, TensorPeaks
 from memplan.engines.scheduler import Row
-from memplan.procfs import PAGE_BYTES
+from memplan.pages import PAGE_BYTES
 
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
@@ -64,13 +66,18 @@ class BallastRunner:
     def device_peaks(self) -> DevicePeaks | None:
         return None
 
-    def tensor_peaks(self) -> TensorPeaks | None:
+    def tensor_peaks(self) -> Callable[[], TensorPeaks] | None:
         return None
+
+    def composition(self) -> HostComposition:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._pool))
+        return HostComposition(pool=(start, start + len(self._pool)), interpreter_bytes=None)
 
     def weights_resident(self) -> Mapping[str, int]:
         return {
             "engine.weights_resident": self.weights_bytes,
             "engine.weights_resident_mapped": 0,
+            "engine.weights_resident_heap": 0,
         }
 
     def settings(self) -> Mapping[str, str]:

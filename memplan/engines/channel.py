@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import select
 import socket
+from array import array
+from collections.abc import Iterable
 from typing import Any
+
+
+def packed(tokens: Iterable[int]) -> str:
+    """Token ids as text: a list of Python numbers takes nine times the memory at the other end."""
+    return base64.b64encode(array("i", tokens).tobytes()).decode()
+
+
+def unpacked(text: str) -> array[int]:
+    """What ``packed`` made."""
+    return array("i", base64.b64decode(text))
 
 
 class ChannelClosedError(Exception):

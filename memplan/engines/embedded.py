@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from memplan.cgroups import Group, make_group
+from memplan.compiled import cache_folder
 from memplan.engines import Died, Ended, EngineEvent, OutOfMemory, Planted, SegmentClosed
-from memplan.engines.channel import Channel, ChannelClosedError
+from memplan.engines.allocator.preload import preloading
+from memplan.engines.channel import Channel, ChannelClosedError, packed
+from memplan.engines.planted import with_library
+from memplan.engines.witnessed import (
+    weight_files_state,
+    with_charges,
+    with_proportional,
+    with_weight_files,
+)
 from memplan.errors import EngineError, MachineError
 from memplan.records import (
     EngineFacts,
@@ -24,11 +33,14 @@ from memplan.records import (
     Request,
     RequestRecord,
     Segment,
+    Slice,
 )
 from memplan.specs import Deployment
 from memplan.units import bytes_text
 
 _STOP_S = 20.0
+CUDA_SNAPSHOT = "cuda_snapshot.pickle"
+"""Beside the engine's log."""
 
 
 class EmbeddedEngine:
@@ -46,6 +58,7 @@ class EmbeddedEngine:
 
     def start(self) -> EngineFacts:
         config = self._config()
+        files_state = weight_files_state(self._weight_files(config))
         group_text = self._open_group()
         ours, theirs = Channel.pair()
         command = [sys.executable, "-m", "memplan.engines.worker", str(theirs.fileno())]
@@ -65,7 +78,9 @@ class EmbeddedEngine:
             ours.send(config)
             facts = self._await_ready(ours)
             group_text = self._joined(group_text)
-            return replace(facts, settings={**facts.settings, "cgroup": group_text})
+            facts = replace(facts, settings={**facts.settings, "cgroup": group_text})
+            facts = with_proportional(with_weight_files(facts, files_state))
+            return facts if self._group is None else with_charges(facts, self._group)
         except ChannelClosedError as error:
             words, killed = self._last_words(), self._out_of_memory()
             if killed is not None and killed.limit_bytes is not None:
@@ -88,7 +103,7 @@ class EmbeddedEngine:
         message = {
             "type": "submit",
             "request_id": request.request_id,
-            "prompt": list(prompt),
+            "prompt": packed(prompt),
             "output_tokens": request.output_tokens,
         }
         try:
@@ -159,11 +174,14 @@ class EmbeddedEngine:
 
     def _config(self) -> dict[str, Any]:
         resolved = self._deployment.resolved()
+        settings: Any = resolved["settings"]
+        self_test: Any = resolved.get("self_test")
+        snapshot = str(self._log.parent / CUDA_SNAPSHOT) if settings["cuda_snapshot"] else None
         config: dict[str, Any] = {
             "engine": self._deployment.engine,
-            "settings": resolved["settings"],
+            "settings": {**settings, "cuda_snapshot": snapshot},
             "script": resolved.get("script"),
-            "self_test": resolved.get("self_test"),
+            "self_test": with_library(self_test),
             "epoch_s": self._epoch_s,
             "engine_start": self._number,
         }
@@ -173,16 +191,26 @@ class EmbeddedEngine:
             config["model_folder"] = str(prepared_folder(self._deployment))
         return config
 
+    def _weight_files(self, config: Mapping[str, Any]) -> tuple[Path, ...]:
+        """None for engines that load no model."""
+        if "model_folder" not in config:
+            return ()
+        from memplan.engines.torch.prepare import weight_files
+
+        return weight_files(Path(config["model_folder"]))
+
     def _environment(self) -> dict[str, str]:
         settings = self._deployment.settings
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         threads = {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
-        hook = self._tensor_hook(settings.env) if self._deployment.engine == "torch" else {}
-        return {**os.environ, **quiet, **threads, **settings.env, **hook}
+        env = {**settings.malloc_env, **settings.env}
+        env |= preloading(settings.allocator, env)
+        # The hook goes in front, and asks the allocator behind it how large a tensor's memory is.
+        hook = self._tensor_hook(env) if self._deployment.engine == "torch" else {}
+        return {**os.environ, **quiet, **threads, **env, **hook}
 
     def _tensor_hook(self, env: Mapping[str, str]) -> dict[str, str]:
         from memplan.engines.torch.live_tensors import REASON, find_hook
-        from memplan.engines.torch.prepare import cache_folder
 
         hook = find_hook(cache_folder())
         if hook.library is None:
@@ -250,7 +278,10 @@ def _event(message: dict[str, Any]) -> EngineEvent:
                 InFlight(request_id=r, kv_used_bytes=u, kv_reserved_bytes=v, tokens=t)
                 for r, u, v, t in fields["in_flight"]
             ]
-            return SegmentClosed(segment=Segment(**{**fields, "in_flight": tuple(flights)}))
+            slices = tuple(Slice(end_s=t, peak_bytes=b) for t, b in fields["slices"])
+            return SegmentClosed(
+                segment=Segment(**{**fields, "in_flight": tuple(flights), "slices": slices})
+            )
         case "ended":
             return Ended(record=RequestRecord(**message["record"]))
         case "fault":

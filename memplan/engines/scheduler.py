@@ -7,7 +7,8 @@ is ever preempted.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
+from collections import abc, deque
 from dataclasses import dataclass, field
 
 
@@ -16,9 +17,9 @@ class Sequence:
     """A request inside the engine. ``computed`` counts tokens whose KV has been written."""
 
     request_id: str
-    prompt: list[int]
+    prompt: abc.Sequence[int]
     output_tokens: int
-    output: list[int] = field(default_factory=list)
+    output: array[int] = field(default_factory=lambda: array("i"))
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
 

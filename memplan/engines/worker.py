@@ -16,10 +16,13 @@ import socket
 import sys
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from memplan.engines.channel import Channel, ChannelClosedError
+from memplan.engines.allocator import allocator_settings, check_allocator
+from memplan.engines.allocator.trimming import Trimmer
+from memplan.engines.channel import Channel, ChannelClosedError, unpacked
+from memplan.engines.composition import HostComposition
 from memplan.engines.meter import DevicePeaks, SegmentMeter, TensorPeaks
 from memplan.engines.planted import SpikePlanter
 from memplan.engines.scheduler import Row, Scheduler, Sequence
@@ -63,12 +66,17 @@ class Runner(Protocol):
         """None where the runner uses host memory only."""
         ...
 
-    def tensor_peaks(self) -> TensorPeaks | None:
+    def tensor_peaks(self) -> Callable[[], TensorPeaks] | None:
         """None where live host tensors cannot be counted."""
         ...
 
+    def composition(self) -> HostComposition:
+        """What host memory is made of, once the pool is open. Raises OSError where pages cannot be
+        counted."""
+        ...
+
     def weights_resident(self) -> Mapping[str, int]:
-        """``engine.weights_resident`` and, of it, ``engine.weights_resident_mapped``."""
+        """``engine.weights_resident``; of it, ``…_mapped`` from files and ``…_heap`` in malloc's."""
         ...
 
     def settings(self) -> Mapping[str, str]:
@@ -80,6 +88,9 @@ def open_runner(config: Mapping[str, Any]) -> Runner:
     """The runner that the deployment names; imports what it needs and loads nothing yet."""
     match config["engine"]:
         case "torch":
+            from memplan.engines.torch.live_tensors import count_interpreter
+
+            count_interpreter()
             from memplan.engines.torch.runner import TorchRunner
 
             return TorchRunner(config["settings"], config["model_folder"])
@@ -103,6 +114,7 @@ class Worker:
         self._scheduler: Scheduler | None = None
         self._times: dict[str, dict[str, Any]] = {}
         self._planter: SpikePlanter | None = None
+        self._trimmer = Trimmer(self._settings["trim"], self._meter.now_s)
 
     def run(self) -> None:
         facts = self._load()
@@ -115,6 +127,9 @@ class Worker:
     # --- start-up --------------------------------------------------------------------------
 
     def _load(self) -> EngineFacts:
+        refusal = check_allocator(self._settings["allocator"])
+        if refusal:
+            raise RuntimeError(refusal)
         runner = open_runner(self._config)
         start = self._closed("start")
         began_s = time.monotonic()
@@ -123,6 +138,8 @@ class Worker:
         self._meter.device = runner.device_peaks()
         self._meter.tensors = runner.tensor_peaks()
         scheduler = self._open_pool(runner)
+        with contextlib.suppress(OSError):
+            self._meter.composition = runner.composition()
         loaded = self._closed("load")
         load_s = time.monotonic() - began_s
         self._warm_up(runner, scheduler)
@@ -130,10 +147,11 @@ class Worker:
         # What the warm-up left behind in Python's own heap is not a cost of the first request.
         gc.collect()
         gc.freeze()
-        idle = self._closed("idle")
         weights = runner.weights_resident()
+        idle = self._closed("idle")
         self._scheduler = scheduler
         self._plant()
+        self._meter.slice_long_segments()
         return EngineFacts(
             engine=self._config["engine"],
             version=runner.version,
@@ -154,10 +172,25 @@ class Worker:
             start=dict(start.gauges),
             loaded=dict(loaded.gauges),
             load_peak=dict(loaded.peak),
-            idle={**idle.gauges, **weights, "host.warm_peak": warm.peak["host.hwm"]},
+            idle={
+                **idle.gauges,
+                **weights,
+                **self._library_data(),
+                "host.warm_peak": warm.peak["host.hwm"],
+            },
             load_s=load_s,
-            settings={**runner.settings(), "segment_peaks": self._peaks_text()},
+            settings={
+                **allocator_settings(),
+                "trim": str(self._settings["trim"]),
+                **runner.settings(),
+                "segment_peaks": self._peaks_text(),
+            },
         )
+
+    def _library_data(self) -> Mapping[str, int]:
+        if self._meter.composition is None:
+            return {}
+        return {"host.library_data": self._meter.composition.library_data_bytes()}
 
     def _peaks_text(self) -> str:
         return "exact" if self._meter.is_exact else "sampled at segment ends"
@@ -188,7 +221,7 @@ class Worker:
         """Two small requests, so that lazily mapped weights are not billed to the first real ones."""
         prompt_tokens = min(_WARMUP_TOKENS, self._context_tokens(runner) - 2)
         for name in ("warmup-1", "warmup-2"):
-            prompt = [1 + i % (runner.vocab_tokens - 1) for i in range(prompt_tokens)]
+            prompt = array("i", (1 + i % (runner.vocab_tokens - 1) for i in range(prompt_tokens)))
             scheduler.submit(Sequence(request_id=name, prompt=prompt, output_tokens=2))
         scheduler.admit()
         while scheduler.has_work:
@@ -223,7 +256,7 @@ class Worker:
         assert self._scheduler is not None
         sequence = Sequence(
             request_id=message["request_id"],
-            prompt=message["prompt"],
+            prompt=unpacked(message["prompt"]),
             output_tokens=message["output_tokens"],
         )
         refusal = self._scheduler.submit(sequence)
@@ -264,7 +297,8 @@ class Worker:
             # In a segment of its own: the next step's peak must not start at memory already freed.
             holders = segment.in_flight
             runner.release(freed)
-            self._send(self._meter.close("release", in_flight=holders))
+            self._trimmer.after_release()
+            self._send(self._meter.close("release", in_flight=holders, engine=self._kv_gauge()))
 
     def _in_flight(self, rows: tuple[Row, ...]) -> tuple[InFlight, ...]:
         assert self._scheduler is not None and self._runner is not None
@@ -315,6 +349,7 @@ def _segment_fields(segment: Segment) -> dict[str, Any]:
     fields["in_flight"] = [
         (f.request_id, f.kv_used_bytes, f.kv_reserved_bytes, f.tokens) for f in segment.in_flight
     ]
+    fields["slices"] = [(part.end_s, part.peak_bytes) for part in segment.slices]
     return fields
 
 

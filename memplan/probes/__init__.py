@@ -19,10 +19,11 @@ class Probe(Protocol):
         """Follows this engine from now on."""
         ...
 
-    def read(self) -> Mapping[str, int]:
+    def read(self, *, is_quiet: bool = False) -> Mapping[str, int]:
         """Gauges by name: bytes, but for the few counters that docs/how-it-measures.md lists.
 
-        Empty when there is nothing to read any more; never raises.
+        ``is_quiet`` says that nothing is in flight: only then is read what stalls the engine. Empty
+        when there is nothing to read any more; never raises.
         """
         ...
 

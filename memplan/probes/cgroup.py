@@ -31,12 +31,12 @@ class CgroupProbe:
             self._memory = GroupMemory(place)
             self._detail_due_s = 0.0
 
-    def read(self) -> Mapping[str, int]:
+    def read(self, *, is_quiet: bool = False) -> Mapping[str, int]:
         if self._memory is None:
             return {}
         try:
             gauges = self._memory.read_charge()
-            if time.monotonic() >= self._detail_due_s:
+            if is_quiet or time.monotonic() >= self._detail_due_s:
                 gauges |= self._memory.read_detail()
                 self._detail_due_s = time.monotonic() + _DETAIL_EVERY_S
         except OSError:  # the group was removed

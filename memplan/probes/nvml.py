@@ -33,7 +33,7 @@ class NvmlProbe:
             return
         self._gauge = f"nvml.{index}.used"
 
-    def read(self) -> Mapping[str, int]:
+    def read(self, *, is_quiet: bool = False) -> Mapping[str, int]:
         if self._handle is None:
             return {}
         try:

@@ -17,7 +17,7 @@ class ScriptedProbe:
     def attach(self, facts: EngineFacts) -> None:
         self._next = 0
 
-    def read(self) -> Mapping[str, int]:
+    def read(self, *, is_quiet: bool = False) -> Mapping[str, int]:
         reading = self._readings[min(self._next, len(self._readings) - 1)]
         self._next += 1
         return reading

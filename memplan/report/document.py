@@ -17,6 +17,7 @@ from memplan.report.method_section import basis_section, origin_section, words_s
 from memplan.report.pieces import Document, FindingList, KeyFigure, Section
 from memplan.report.profile_sections import profile_sections
 from memplan.report.replay_sections import main_memory, main_place, replay_sections
+from memplan.report.truths_section import truths_section
 from memplan.report.wording import interval_text, range_text
 from memplan.stats.summary import ClassSummary, RunSummary
 from memplan.units import bytes_text, usd_text
@@ -101,7 +102,13 @@ def _evidence_part(run: tuple[RunSummary, Recording], prefix: str) -> tuple[Sect
             else ()
         ),
     )
-    return (doubts, basis_section(summary, prefix), origin_section(recording, prefix))
+    truths = truths_section(summary, prefix)
+    return (
+        *((truths,) if truths else ()),
+        doubts,
+        basis_section(summary, prefix),
+        origin_section(summary, recording, prefix),
+    )
 
 
 def _retitled(section: Section, before: str) -> Section:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from memplan.records import Recording
 from memplan.report.limits import limits_of
+from memplan.report.peak_section import tensor_notes
 from memplan.report.pieces import Cell, Column, Document, Fact, Facts, Section, Table
 from memplan.report.series import parts_of
 from memplan.report.wording import DASH, bytes_cell
@@ -153,6 +154,7 @@ def _facts(group: Group, id: str) -> Facts:
             ),
             Fact(name="peak", text=f"{bytes_text(total)} ({one.attribution.place.upper()})"),
             Fact(name="its parts", text=", ".join(parts)),
+            *(Fact(name="tensors", text=note) for note in tensor_notes(one.attribution)),
         ),
     )
 

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from memplan.records import Finding, Recording
+from memplan.report.truths_json import truths_json
 from memplan.stats.explanation import Explanation, RunExplanation
 from memplan.stats.summary import (
     Attribution,
     ClassSummary,
     Fidelity,
+    KvSlope,
     Overhead,
     Percentiles,
     PlaceMemory,
     RunSummary,
+    WitnessSummary,
 )
 
 REPLAY_SCHEMA = "memplan.replay/1"
@@ -48,6 +51,8 @@ def replay_document(summary: RunSummary) -> Json:
         },
         "fidelity": _fidelity(summary.fidelity),
         "overhead": _overhead(summary.overhead),
+        "kv_slope": _kv_slope(summary.kv_slope),
+        "witness": _witness(summary.witness),
         "findings": _findings(summary.findings),
     }
 
@@ -148,6 +153,7 @@ def _variant(summary: RunSummary) -> Json:
             for rung in summary.rungs
         ],
         "overhead": _overhead(summary.overhead),
+        "witness": _witness(summary.witness),
         "findings": _findings(summary.findings),
     }
 
@@ -188,13 +194,20 @@ def _class(one: ClassSummary) -> Json:
 def _place(memory: PlaceMemory) -> Json:
     return {
         "co_resident": _percentiles(memory.co_resident, "_bytes"),
+        "co_resident_by_request": _percentiles(memory.co_resident_by_request, "_bytes"),
         "attributed": _percentiles(memory.attributed, "_bytes"),
     }
 
 
 def _percentiles(percentiles: Percentiles, unit: str) -> Json:
     """``unit`` ends every key that holds a value: ``p95_bytes``, ``p95_low_bytes``."""
-    found: Json = {"n": percentiles.n, "method": percentiles.method}
+    found: Json = {
+        "n": percentiles.n,
+        "method": percentiles.method,
+        "replays": percentiles.replays,
+        "excursions": percentiles.excursions,
+        "block_s": percentiles.block_s,
+    }
     for name, quantile in (
         ("p50", percentiles.p50),
         ("p95", percentiles.p95),
@@ -203,11 +216,15 @@ def _percentiles(percentiles: Percentiles, unit: str) -> Json:
         found[f"{name}{unit}"] = quantile.value
         found[f"{name}_low{unit}"] = quantile.low
         found[f"{name}_high{unit}"] = quantile.high
+        found[f"{name}_interval"] = quantile.basis
+        found[f"{name}_replays_low{unit}"] = quantile.replays_low
+        found[f"{name}_replays_high{unit}"] = quantile.replays_high
     found[f"peak{unit}"] = percentiles.peak
     return found
 
 
 def _process(summary: RunSummary) -> Json:
+    truths = summary.truths
     return {
         "idle_bytes": summary.idle_bytes,
         "peak_bytes": summary.peak_bytes,
@@ -215,6 +232,9 @@ def _process(summary: RunSummary) -> Json:
         "shared_bytes": summary.shared_bytes,
         "gpu_idle_bytes": summary.gpu_idle_bytes,
         "gpu_peak_bytes": summary.gpu_peak_bytes,
+        "charged_peak_bytes": truths.charged_peak_bytes if truths else None,
+        "charged_load_peak_bytes": truths.charged_load_peak_bytes if truths else None,
+        "truths": truths_json(truths) if truths else None,
     }
 
 
@@ -226,6 +246,9 @@ def _attributed_peak(attribution: Attribution | None) -> Json | None:
         "total_bytes": attribution.total_bytes,
         "at_s": attribution.at_s,
         "method": attribution.method,
+        "runtime_parts_bytes": dict(attribution.runtime_parts),
+        "tensors_bytes": dict(attribution.tensors),
+        "peak_module": attribution.peak_module,
     }
 
 
@@ -252,6 +275,8 @@ def _fidelity(fidelity: Fidelity | None) -> Json | None:
         "peak_in_flight": fidelity.peak_in_flight,
         "dilation": fidelity.dilation,
         "length_scale": fidelity.length_scale,
+        "recyclings": fidelity.recyclings,
+        "recycling_s": fidelity.recycling_s,
     }
 
 
@@ -260,6 +285,26 @@ def _overhead(overhead: Overhead) -> Json:
         "client_cpu_s": overhead.client_cpu_s,
         "client_peak_bytes": overhead.client_peak_bytes,
         "segment_median_s": overhead.segment_median_s,
+    }
+
+
+def _kv_slope(found: KvSlope | None) -> Json | None:
+    if found is None:
+        return None
+    return {"slope": found.slope, "low": found.low, "high": found.high, "n": found.n}
+
+
+def _witness(witness: WitnessSummary | None) -> Json | None:
+    if witness is None:
+        return None
+    return {
+        "n": witness.n,
+        "gap_p50_s": witness.gap_p50_s,
+        "gap_p99_s": witness.gap_p99_s,
+        "gap_max_s": witness.gap_max_s,
+        "max_bytes": witness.max_bytes,
+        "policy": witness.policy,
+        "cpu_s": witness.cpu_s,
     }
 
 

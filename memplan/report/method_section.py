@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from memplan.records import EngineFacts, Recording, RunHeader
 from memplan.report.pieces import Fact, Facts, Section
+from memplan.report.truths_section import charged_facts
 from memplan.report.wording import interval_text
-from memplan.stats.summary import Quantile, RunSummary
+from memplan.stats.kv_slope import KV_SLOPE_BAND
+from memplan.stats.summary import Fidelity, Quantile, RunSummary, WitnessSummary
 from memplan.units import bytes_text, seconds_text
 
 WORDS = (
     Fact(
         name="co-resident",
         text="What the process held in memory while at least one request of the class was in "
-        "flight. This is what an operator sees; several classes share it.",
+        "flight. This is what an operator sees; several classes share it. By time, a long request "
+        "counts for longer: use it for capacity. By request, each counts once, with the most that "
+        "the process held during it: use it beside latency.",
     ),
     Fact(
         name="attributed",
@@ -60,14 +64,14 @@ def basis_section(summary: RunSummary, prefix: str) -> Section:
     return Section(id=f"{prefix}basis", title="How true the measurement was", blocks=tuple(blocks))
 
 
-def origin_section(recording: Recording, prefix: str) -> Section:
+def origin_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
     """Machine, model, engine and workload: what is needed to believe the run in two years."""
     header = recording.header
     return Section(
         id=f"{prefix}origin",
         title="How it was measured",
         blocks=(
-            Facts(id=f"{prefix}how", title="Method", facts=_method_facts(recording)),
+            Facts(id=f"{prefix}how", title="Method", facts=_method_facts(summary, recording)),
             Facts(id=f"{prefix}workload", title="Workload", facts=_workload_facts(header)),
             *(
                 Facts(
@@ -88,6 +92,7 @@ def _process_facts(summary: RunSummary) -> tuple[Fact, ...]:
         Fact(name="idle", text=bytes_text(summary.idle_bytes)),
         Fact(name="peak", text=bytes_text(summary.peak_bytes)),
         Fact(name="peak while loading", text=bytes_text(summary.load_peak_bytes)),
+        *charged_facts(summary.truths),
         Fact(
             name="shared between replicas",
             text=f"{bytes_text(summary.shared_bytes)} of mapped weights",
@@ -110,7 +115,16 @@ def _fidelity_facts(summary: RunSummary) -> tuple[Fact, ...]:
         Fact(name="most in flight", text=f"{fidelity.peak_in_flight:,} requests"),
         Fact(name="time dilation", text=f"{fidelity.dilation:g} × the trace's time"),
         Fact(name="length scale", text=f"{fidelity.length_scale:g} × the trace's tokens"),
+        *_recycling_facts(fidelity),
     )
+
+
+def _recycling_facts(fidelity: Fidelity) -> tuple[Fact, ...]:
+    if not fidelity.recyclings:
+        return ()
+    times = "once" if fidelity.recyclings == 1 else f"{fidelity.recyclings:,} times"
+    text = f"{times}, {seconds_text(fidelity.recycling_s)} without an engine, inside the latencies"
+    return (Fact(name="engine recycled", text=text),)
 
 
 def _quantile_text(quantile: Quantile) -> str:
@@ -130,10 +144,27 @@ def _overhead_facts(summary: RunSummary) -> tuple[Fact, ...]:
             "in none of the figures",
         ),
         Fact(name="closing a segment", text=f"{seconds_text(overhead.segment_median_s)}, median"),
+        *_witness_facts(summary.witness, summary.duration_s),
     )
 
 
-def _method_facts(recording: Recording) -> tuple[Fact, ...]:
+def _witness_facts(witness: WitnessSummary | None, duration_s: float) -> tuple[Fact, ...]:
+    if witness is None:
+        return ()
+    gaps = (witness.gap_p50_s, witness.gap_p99_s, witness.gap_max_s)
+    p50, p99, most = (seconds_text(gap) for gap in gaps)
+    priority = f" at {witness.policy} priority" if witness.policy else ""
+    share = f"; {witness.cpu_s / duration_s:.1%} of one core" if witness.cpu_s and duration_s else ""
+    return (
+        Fact(
+            name="1 kHz witness",
+            text=f"{witness.n:,} readings{priority}, {p50} apart (p50), {p99} (p99), {most} at most; "
+            f"it saw {bytes_text(witness.max_bytes)} at most{share}",
+        ),
+    )
+
+
+def _method_facts(summary: RunSummary, recording: Recording) -> tuple[Fact, ...]:
     header = recording.header
     return (
         Fact(
@@ -148,10 +179,25 @@ def _method_facts(recording: Recording) -> tuple[Fact, ...]:
         Fact(name="run", text=f"{header.run_id}, started {header.started_at}"),
         Fact(name="run folder", text=recording.path),
         Fact(name="command", text=" ".join(header.command)),
+        *_kv_slope_facts(summary),
         Fact(name="memplan", text=header.memplan_version),
         Fact(
             name="ended",
             text=recording.end.reason.replace("_", " ") if recording.end else "cut off",
+        ),
+    )
+
+
+def _kv_slope_facts(summary: RunSummary) -> tuple[Fact, ...]:
+    found = summary.kv_slope
+    if found is None:
+        return ()
+    low, high = KV_SLOPE_BAND
+    return (
+        Fact(
+            name="self-test of KV",
+            text=f"for each byte of KV cache given back resident memory fell by {found.slope:.3f} "
+            f"({found.low:.3f} to {found.high:.3f}, {found.n:,} times); {low:g} to {high:g} passes",
         ),
     )
 

@@ -7,27 +7,22 @@ from collections.abc import Iterator, Sequence
 from memplan.records import Recording
 from memplan.report.explain_section import explain_section
 from memplan.report.limits_section import limits_section
-from memplan.report.pieces import Block, Cell, Column, Section, Table
+from memplan.report.peak_section import peak_section
+from memplan.report.pieces import Cell, Column, Section, Table
 from memplan.report.series import (
     BarPanel,
     MemoryAgainstLatency,
-    PeakParts,
     PercentileBars,
     Place,
     latency_points_of,
-    parts_of,
-    timeline_of,
 )
 from memplan.report.wording import (
     PERCENTILE_COLUMNS,
-    bytes_cell,
-    count_text,
     method_notes,
     percentile_cells,
     quantile_cell,
 )
 from memplan.stats.summary import (
-    Attribution,
     ClassSummary,
     Percentiles,
     PlaceMemory,
@@ -44,7 +39,7 @@ def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> t
         _memory_section(summary, prefix),
         _latency_section(summary, recording, prefix),
         limits_section(summary, recording, prefix),
-        _peak_section(summary, recording, prefix),
+        peak_section(summary, recording, prefix),
         explain_section(recording, prefix),
     )
     return tuple(section for section in sections if section.blocks)
@@ -133,7 +128,11 @@ def _memory_section(summary: RunSummary, prefix: str) -> Section:
         pair
         for one in summary.classes
         for _, memory in _places(one)
-        for pair in (("Attributed", memory.attributed), ("Co-resident", memory.co_resident))
+        for pair in (
+            ("Attributed", memory.attributed),
+            ("Co-resident, by time", memory.co_resident),
+            ("Co-resident, by request", memory.co_resident_by_request),
+        )
     ]
     table = Table(
         id=f"{prefix}memory-table",
@@ -185,7 +184,8 @@ def _memory_rows(one: ClassSummary, summary: RunSummary) -> Iterator[tuple[Cell,
         suffix = "" if one.gpu is None else f", {place.upper()}"
         for rule, percentiles in (
             ("attributed", memory.attributed),
-            ("co-resident", memory.co_resident),
+            ("co-resident, by time", memory.co_resident),
+            ("co-resident, by request", memory.co_resident_by_request),
         ):
             cells = percentile_cells(percentiles, bytes_text, summary.findings, one.name)
             yield (Cell(text=name), Cell(text=f"{rule}{suffix}"), *cells)
@@ -236,51 +236,3 @@ def _latency_rows(one: ClassSummary, summary: RunSummary) -> Iterator[tuple[Cell
     for number, (name, percentiles) in enumerate(times):
         cells = percentile_cells(percentiles, seconds_text, summary.findings, one.name)
         yield (Cell(text="" if number else one.name), Cell(text=name), *cells)
-
-
-def _peak_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
-    places: list[tuple[Place, Attribution | None]] = [("cpu", summary.attribution)]
-    if summary.gpu_peak_bytes is not None:
-        places.append(("gpu", summary.gpu_attribution))
-    blocks: list[Block] = []
-    for place, attribution in places:
-        if recording.segments:
-            blocks.append(timeline_of(recording, summary, place, f"{prefix}timeline-{place}"))
-        if attribution is not None:
-            blocks.append(_parts_chart(attribution, f"{prefix}parts-{place}"))
-            blocks.append(_parts_table(attribution, f"{prefix}parts-table-{place}"))
-    return Section(id=f"{prefix}peak", title="Where the peak goes", blocks=tuple(blocks))
-
-
-def _parts_chart(attribution: Attribution, id: str) -> PeakParts:
-    return PeakParts(
-        id=id,
-        title=(
-            f"The {attribution.place.upper()} peak while serving, "
-            f"{bytes_text(attribution.total_bytes)}"
-        ),
-        caption=f"At {attribution.at_s:.1f} s of the run. Method: {attribution.method}.",
-        parts=parts_of(attribution),
-    )
-
-
-def _parts_table(attribution: Attribution, id: str) -> Table:
-    total = attribution.total_bytes
-    rows = tuple(
-        (Cell(text=name), bytes_cell(value), Cell(text=f"{value / total * 100:.1f} %"))
-        for name, value in parts_of(attribution)
-    )
-    return Table(
-        id=id,
-        title=f"Parts of the {attribution.place.upper()} peak",
-        columns=(
-            Column(title="part", align="left"),
-            Column(title="bytes"),
-            Column(title="share"),
-        ),
-        rows=(*rows, (Cell(text="peak"), bytes_cell(total), Cell(text="100.0 %"))),
-        notes=(
-            "The parts add up to the peak. Unexplained is what no gauge accounts for; "
-            f"{count_text(attribution.unexplained_bytes)} bytes of {count_text(total)}.",
-        ),
-    )

@@ -7,11 +7,13 @@ never measured. Neither is ever drawn as zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from memplan.records import Finding
 from memplan.report.pieces import Cell, Column
-from memplan.stats.summary import Percentiles, Quantile
+from memplan.stats.percentiles import FEWEST_EXCURSIONS
+from memplan.stats.summary import IntervalBasis, Percentiles, Quantile
 from memplan.units import bytes_text, seconds_text
 
 Text = Callable[[float | None], str]
@@ -27,6 +29,13 @@ PERCENTILE_COLUMNS = (
 )
 
 
+BASES: dict[IntervalBasis, str] = {
+    "ranks": "order statistics (requests as independent units)",
+    "blocks": "blocks of time",
+    "replays": "replays (Student's t)",
+}
+
+
 def percentile_cells(
     percentiles: Percentiles, text: Text, findings: Sequence[Finding], class_name: str
 ) -> tuple[Cell, ...]:
@@ -35,9 +44,21 @@ def percentile_cells(
         Cell(text=f"{percentiles.n:,}"),
         quantile_cell(percentiles.p50, text, findings, class_name),
         quantile_cell(percentiles.p95, text, findings, class_name),
-        quantile_cell(percentiles.p99, text, findings, class_name),
+        _rare_cell(percentiles, text, findings, class_name),
         Cell(text=text(percentiles.peak)),
     )
+
+
+def _rare_cell(
+    percentiles: Percentiles, text: Text, findings: Sequence[Finding], class_name: str
+) -> Cell:
+    """The p99, with how often independently it was exceeded, where that decides what it is worth."""
+    cell = quantile_cell(percentiles.p99, text, findings, class_name)
+    if percentiles.excursions is None:
+        return cell
+    plural = "" if percentiles.excursions == 1 else "s"
+    counted = f"{percentiles.excursions:,} excursion{plural}"
+    return replace(cell, detail=f"{cell.detail}, {counted}" if cell.detail else counted)
 
 
 def quantile_cell(
@@ -53,7 +74,9 @@ def interval_text(quantile: Quantile, text: Text) -> str:
     """``161–180 MiB``; an open side is said in words."""
     low, high = quantile.low, quantile.high
     if low is None and high is None:
-        return "no 95 % bounds"
+        if quantile.replays_low is None or quantile.replays_high is None:
+            return "no 95 % bounds"
+        return f"replays {range_text(quantile.replays_low, quantile.replays_high, text)}"
     if low is None:
         return f"at most {text(high)}"
     if high is None:
@@ -83,9 +106,39 @@ def method_notes(measured: Sequence[tuple[str, Percentiles]]) -> tuple[str, ...]
     methods = dict.fromkeys((name, one.method) for name, one in measured if one.n)
     return (
         *(f"{name}: {method}." for name, method in methods),
-        "n counts requests. The second line is the 95 % interval; “at least” means that the run "
-        "holds no upper bound. Largest is an observation of this run, not a statistic.",
+        "n counts requests of one replay. The second line is the 95 % interval; “at least” means "
+        "that the run holds no upper bound. Largest is an observation of this run, not a statistic.",
+        *_interval_notes([one for _, one in measured]),
     )
+
+
+def _interval_notes(measured: Sequence[Percentiles]) -> Iterator[str]:
+    """What the intervals of one table rest on, and what they leave out."""
+    replays = max((one.replays for one in measured), default=1)
+    bases = {
+        quantile.basis
+        for one in measured
+        for quantile in (one.p50, one.p95, one.p99)
+        if quantile.basis is not None
+    }
+    if bases:
+        told = " or ".join(BASES[basis] for basis in BASES if basis in bases)
+        yield f"The widest interval was that of {told}; the JSON document says which for each figure."
+    if replays == 1:
+        yield (
+            "One replay: what differs from run to run is in no interval, which are too narrow by "
+            "that (--repeat 5 would show it)."
+        )
+    else:
+        yield (
+            f"{replays} replays of one trace: “replays a–b” is what they alone would say, of this "
+            "trace and not of traffic like it, and is not a 95 % interval of the latter."
+        )
+    if any(one.excursions is not None for one in measured):
+        yield (
+            "Excursions: how often one replay went above its p99 independently, which is printed "
+            f"from {FEWEST_EXCURSIONS} on."
+        )
 
 
 def count_text(value: float | None) -> str:

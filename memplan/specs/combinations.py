@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from memplan.specs.classes import LADDER_CLASS, UNKNOWN_CLASS
 from memplan.specs.model_file import ModelFile
 from memplan.specs.places import Fault, Location
-from memplan.specs.settings import BASE_VARIANT, Settings
+from memplan.specs.settings import BASE_VARIANT, MALLOC_KEYS, Settings, malloc_variables_in
 
 
 def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
@@ -16,7 +16,7 @@ def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
     for keys, text in _settings_faults(file.settings):
         named = [key for key in keys if key in file.settings.model_fields_set]
         if settings_are_whole or len(named) == len(keys):
-            yield ("settings", *named[:1]), text
+            yield ("settings", *map(_key_of, named[:1])), text
     yield from _class_faults(file)
     yield from _variant_faults(file)
 
@@ -32,15 +32,36 @@ def _engine_faults(file: ModelFile) -> Iterator[Fault]:
         yield ("model",), f"engine {file.engine} loads no model; leave it out, or set engine: torch"
     if file.self_test is not None and file.engine == "scripted":
         yield ("self_test",), "engine scripted allocates no memory; use torch or ballast"
+    places: list[tuple[Location, Settings]] = [(("settings",), file.settings)]
+    places += [(("variants", index), variant) for index, variant in enumerate(file.variants)]
+    for here, settings in places:
+        if settings.load != "mapped":
+            yield (*here, "load"), f"engine {file.engine} loads no weights from files; use torch"
+        if settings.cuda_snapshot:
+            yield (*here, "cuda_snapshot"), f"engine {file.engine} uses no GPU; use torch"
     if file.engine == "scripted":
-        places: list[tuple[Location, Settings]] = [(("settings",), file.settings)]
-        places += [(("variants", index), variant) for index, variant in enumerate(file.variants)]
         for here, settings in places:
-            if settings.memory_limit_bytes is not None:
+            for key in _memory_keys_of(settings):
                 yield (
-                    (*here, "memory_limit"),
+                    (*here, key),
                     "engine scripted allocates no memory; use torch or ballast",
                 )
+
+
+def _memory_keys_of(settings: Settings) -> Iterator[str]:
+    """The keys given that mean something only where memory is allocated."""
+    given = settings.model_fields_set
+    without = {"allocator": "system", "trim": "never"} | dict.fromkeys(
+        ("memory_limit_bytes", *MALLOC_KEYS)
+    )
+    for field, value in without.items():
+        if field in given and getattr(settings, field) != value:
+            yield _key_of(field)
+
+
+def _key_of(field: str) -> str:
+    """A field of Settings as model.yaml spells it."""
+    return Settings.model_fields[field].alias or field
 
 
 def _settings_faults(settings: Settings) -> Iterator[tuple[tuple[str, str], str]]:
@@ -63,6 +84,22 @@ def _settings_faults(settings: Settings) -> Iterator[tuple[tuple[str, str], str]
             f"max_batch_tokens {settings.max_batch_tokens:,} is less than max_requests "
             f"{settings.max_requests:,}, so one step could not decode them all",
         )
+    if settings.cuda_snapshot and settings.device == "cpu":
+        yield ("cuda_snapshot", "device"), "a snapshot of CUDA memory, but device is cpu"
+    for field, word in zip(MALLOC_KEYS, malloc_variables_in(settings.env), strict=True):
+        if field not in settings.model_fields_set or getattr(settings, field) is None:
+            continue
+        if settings.allocator != "system":
+            yield (
+                (field, "allocator"),
+                f"{_key_of(field)} moves glibc's malloc only, and allocator is "
+                f"{settings.allocator}; write {_key_of(field)}: null",
+            )
+        elif word is not None:
+            yield (
+                (field, "env"),
+                f"{_key_of(field)} and {word} in env say the same; keep one of them",
+            )
 
 
 def _class_faults(file: ModelFile) -> Iterator[Fault]:
@@ -112,4 +149,4 @@ def _variant_faults(file: ModelFile) -> Iterator[Fault]:
         for keys, text in _settings_faults(file.settings.model_copy(update=changed)):
             named = [key for key in keys if key in changed]
             if named:
-                yield (*here, named[0]), text
+                yield (*here, _key_of(named[0])), text

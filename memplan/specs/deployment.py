@@ -63,7 +63,11 @@ class Deployment:
             "variant": self.variant,
             "engine": self.engine,
             "model": _plain_values(self.model),
-            "settings": {**self.settings.model_dump(mode="json"), "kv": self.settings.kv_dtype},
+            "settings": {
+                **self.settings.model_dump(mode="json"),
+                "kv": self.settings.kv_dtype,
+                "malloc_arenas": self.settings.applied_malloc_arenas,
+            },
             "classes": [
                 {
                     **spec.model_dump(mode="json"),

@@ -16,14 +16,23 @@ from memplan.specs.values import (
     Part,
     Rate,
     Seconds,
+    Trim,
     VariantName,
 )
 from memplan.units import MIB
 
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["fp32", "bf16", "int8"]
+Load = Literal["mapped", "read"]
 Engine = Literal["torch", "scripted", "ballast"]
+Allocator = Literal["system", "jemalloc", "tcmalloc"]
 BASE_VARIANT = "base"
+MALLOC_KEYS = {
+    "malloc_arenas": ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max"),
+    "malloc_mmap_threshold_bytes": ("MALLOC_MMAP_THRESHOLD_", "glibc.malloc.mmap_threshold"),
+    "malloc_trim_threshold_bytes": ("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold"),
+}
+"""Each with glibc's two words for it: a variable of its own, and one in GLIBC_TUNABLES (mallopt(3))."""
 
 
 class Settings(Part):
@@ -32,6 +41,7 @@ class Settings(Part):
     device: Device = "auto"
     weights: Weights = "bf16"
     kv: Literal["auto", "fp32", "bf16"] = "auto"
+    load: Load = "mapped"
     max_requests: Count = 16
     max_kv_tokens: Count = 32768
     max_batch_tokens: Count = 512
@@ -39,10 +49,36 @@ class Settings(Part):
     context_tokens: Count | None = None
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     memory_limit_bytes: Bytes | None = Field(default=None, alias="memory_limit")
+    allocator: Allocator = "system"
+    malloc_arenas: Count | None = 1
+    malloc_mmap_threshold_bytes: Bytes | None = Field(default=None, alias="malloc_mmap_threshold")
+    malloc_trim_threshold_bytes: Bytes | None = Field(default=None, alias="malloc_trim_threshold")
+    trim: Trim = "never"
+    recycle_after_requests: Count | None = None
+    cuda_snapshot: bool = False
     env: dict[EnvName, EnvValue] = Field(
-        default_factory=lambda: {"MALLOC_ARENA_MAX": "1"},
+        default_factory=dict,
         json_schema_extra={"additionalProperties": False},
     )
+
+    @property
+    def applied_malloc_arenas(self) -> int | None:
+        """``malloc_arenas``, but that its default yields to another allocator and to ``env``."""
+        is_default = "malloc_arenas" not in self.model_fields_set
+        if is_default and (self.allocator != "system" or malloc_variables_in(self.env)[0]):
+            return None
+        return self.malloc_arenas
+
+    @property
+    def malloc_env(self) -> dict[str, str]:
+        """The variables that the ``malloc_`` keys become, in the environment of the engine."""
+        values = (
+            self.applied_malloc_arenas,
+            self.malloc_mmap_threshold_bytes,
+            self.malloc_trim_threshold_bytes,
+        )
+        named = zip(MALLOC_KEYS.values(), values, strict=True)
+        return {names[0]: str(value) for names, value in named if value is not None}
 
     @property
     def kv_dtype(self) -> Literal["fp32", "bf16"]:
@@ -50,6 +86,15 @@ class Settings(Part):
         if self.kv != "auto":
             return self.kv
         return "fp32" if self.weights == "fp32" else "bf16"
+
+
+def malloc_variables_in(env: Mapping[str, str]) -> tuple[str | None, ...]:
+    """For each of MALLOC_KEYS the word in ``env`` that says the same, or None."""
+    tunables = {part.partition("=")[0] for part in env.get("GLIBC_TUNABLES", "").split(":")}
+    return tuple(
+        variable if variable in env else tunable if tunable in tunables else None
+        for variable, tunable in MALLOC_KEYS.values()
+    )
 
 
 class Variant(Settings):
@@ -82,3 +127,5 @@ class SelfTest(Part):
     hold_s: Seconds = Field(alias="hold")
     count: Count
     every_s: Seconds = Field(alias="every")
+    made_by: Literal["thread", "c_call"] = "thread"
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None

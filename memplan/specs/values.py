@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -87,6 +87,15 @@ def _seconds_of(value: object) -> float:
     raise _expected("a duration above zero with its unit, such as 250ms or 2s")
 
 
+def _trim_of(value: object) -> str | float:
+    if value in ("never", "after_release"):
+        return str(value)
+    try:
+        return _seconds_of(value)
+    except PydanticCustomError:
+        raise _expected("never, after_release, or a duration above zero such as 5s") from None
+
+
 def _range_of(value: object) -> TokenRange:
     if isinstance(value, TokenRange):
         return value
@@ -139,6 +148,19 @@ Seconds = Annotated[
     PlainValidator(_seconds_of),
     WithJsonSchema({"type": "string", "pattern": SECONDS_PATTERN, "examples": ["250ms", "2s"]}),
 ]
+Trim = Annotated[
+    Literal["never", "after_release"] | float,
+    PlainValidator(_trim_of),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": ["never", "after_release"]},
+                {"type": "string", "pattern": SECONDS_PATTERN, "examples": ["5s"]},
+            ]
+        }
+    ),
+]
+"""When an engine's heap is trimmed; a number is seconds."""
 Range = Annotated[
     TokenRange,
     PlainValidator(_range_of),

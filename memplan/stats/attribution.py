@@ -10,15 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from memplan.records import EngineFacts, InFlight, Segment
 from memplan.stats.summary import Attribution
 
-HOST_METHOD = (
-    "weights: resident pages of the parameters (pagemap, after warm-up); kv: blocks written; "
-    "activations: tensors live at the step's peak and not at its end, or a lower bound where they are "
-    "not counted; runtime: idle minus weights and slack; slack: free bytes in malloc's arenas; page "
-    "cache: mapped file pages that are neither weights nor there at idle"
-)
 GPU_METHOD = (
     "weights: allocated after loading; kv: the pool; activations: the segment's peak of allocated "
-    "minus weights and pool; slack: reserved minus allocated; runtime: device use outside torch"
+    "minus weights and pool; slack: reserved minus allocated; runtime: device use outside torch at the "
+    "segment's end"
 )
 
 
@@ -32,10 +27,11 @@ def host_transient_bytes(segment: Segment) -> int:
     if segment.kind != "step":
         return 0
     tensors = segment.peak.get("engine.tensors", 0) - segment.gauges.get("engine.tensors", 0)
-    return max(0, tensors, _given_back_bytes(segment))
+    return max(0, tensors, given_back_bytes(segment))
 
 
-def _given_back_bytes(segment: Segment) -> int:
+def given_back_bytes(segment: Segment) -> int:
+    """Resident at the peak and no longer at the end; negative where a mark was too low by its drift."""
     return segment.peak["host.hwm"] - segment.gauges["host.rss"]
 
 
@@ -97,61 +93,9 @@ def gpu_prefix(engine: EngineFacts) -> str:
 
 
 def gpu_resident_bytes(segment: Segment, engine: EngineFacts) -> int:
-    """Peak of what torch held on the device, plus what the process held outside torch at idle."""
+    """Peak of what torch held on the device, plus what was held outside torch at the segment's end."""
     gpu = gpu_prefix(engine)
-    return segment.peak.get(f"{gpu}.reserved", 0) + _outside_torch_bytes(engine)
-
-
-def host_attribution(
-    segments: Sequence[Segment], engine: EngineFacts, *, heap_free_bytes: int
-) -> Attribution | None:
-    """The parts of the largest peak among ``segments`` (serving ones of one engine start).
-
-    ``heap_free_bytes`` is malloc's last account at or before it. None when there is no segment.
-    """
-    if not segments:
-        return None
-    worst = max(segments, key=lambda s: s.peak["host.hwm"])
-    return host_parts_of(worst, engine, heap_free_bytes=heap_free_bytes)
-
-
-def host_parts_of(segment: Segment, engine: EngineFacts, *, heap_free_bytes: int) -> Attribution:
-    """The parts of one segment's peak; ``heap_free_bytes`` as ``heap_free_bytes_at`` gives it."""
-    total = segment.peak["host.hwm"]
-    weights = engine.idle.get("engine.weights_resident", 0)
-    mapped = engine.idle.get("engine.weights_resident_mapped", 0)
-    stale_idle = max(0, engine.idle.get("engine.weight_files_resident", mapped) - mapped)
-    slack_idle = engine.idle.get("host.heap_free", 0)
-    runtime = max(0, engine.idle["host.rss"] - weights - stale_idle - slack_idle)
-    file_growth = max(0, segment.gauges.get("host.file", 0) - engine.idle.get("host.file", 0))
-    activations = host_transient_bytes(segment)
-    kv = segment.gauges.get("engine.kv_blocks", 0) if engine.device == "cpu" else 0
-    # The heap was read when the step had ended: what tensors had held of it was no slack at the peak.
-    slack = max(0, heap_free_bytes - max(0, activations - max(0, _given_back_bytes(segment))))
-    page_cache = stale_idle + file_growth
-    explained = weights + kv + activations + runtime + slack + page_cache
-    return Attribution(
-        place="cpu",
-        total_bytes=total,
-        at_s=segment.end_s,
-        weights_bytes=weights,
-        kv_bytes=kv,
-        activations_bytes=activations,
-        runtime_bytes=runtime,
-        allocator_slack_bytes=slack,
-        page_cache_bytes=page_cache,
-        unexplained_bytes=total - explained,
-        method=HOST_METHOD,
-    )
-
-
-def heap_free_bytes_at(segments: Iterable[Segment], closed: Segment) -> int:
-    """Malloc's last account of free heap at or before the end of ``closed``, in its engine start."""
-    heap_free = 0
-    for segment in segments:
-        if segment.engine_start == closed.engine_start and segment.end_s <= closed.end_s:
-            heap_free = segment.gauges.get("host.heap_free", heap_free)
-    return heap_free
+    return segment.peak.get(f"{gpu}.reserved", 0) + _outside_torch_bytes(segment, engine)
 
 
 def gpu_attribution(segments: Sequence[Segment], engine: EngineFacts) -> Attribution | None:
@@ -169,7 +113,7 @@ def gpu_parts_of(segment: Segment, engine: EngineFacts) -> Attribution:
     reserved, allocated = segment.peak[f"{gpu}.reserved"], segment.peak[f"{gpu}.allocated"]
     pool = engine.kv_pool_tokens * engine.kv_bytes_per_token
     weights = max(0, engine.loaded.get(f"{gpu}.allocated", 0) - pool)
-    runtime = _outside_torch_bytes(engine)
+    runtime = _outside_torch_bytes(segment, engine)
     activations = max(0, allocated - weights - pool)
     slack = reserved - allocated
     total = reserved + runtime
@@ -188,8 +132,9 @@ def gpu_parts_of(segment: Segment, engine: EngineFacts) -> Attribution:
     )
 
 
-def _outside_torch_bytes(engine: EngineFacts) -> int:
-    """CUDA context, libraries' workspaces: device use that torch's allocator does not know."""
+def _outside_torch_bytes(segment: Segment, engine: EngineFacts) -> int:
+    """CUDA context, libraries' workspaces: device use that torch's allocator does not know. Read at the
+    segment's end; at idle, where the segment has no reading."""
     gpu = gpu_prefix(engine)
-    used, reserved = engine.idle.get(f"{gpu}.device_used", 0), engine.idle.get(f"{gpu}.reserved", 0)
-    return max(0, used - reserved)
+    known = segment.gauges if f"{gpu}.device_used" in segment.gauges else engine.idle
+    return max(0, known.get(f"{gpu}.device_used", 0) - known.get(f"{gpu}.reserved", 0))

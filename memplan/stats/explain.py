@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from memplan.records import EngineFacts, Recording, Request, Segment
 from memplan.stats import attribution as parts
 from memplan.stats.explanation import Explanation, HeldRequest, RunExplanation
+from memplan.stats.host_parts import composed_at, host_parts_of
 from memplan.stats.suggestions import Situation, suggestions_of
 from memplan.stats.summarise import SERVING
 
@@ -75,8 +76,8 @@ def _explanation(
 ) -> Explanation:
     engine = engines[segment.engine_start]
     if engine.device == "cpu":
-        heap_free_bytes = parts.heap_free_bytes_at(recording.segments, segment)
-        attribution = parts.host_parts_of(segment, engine, heap_free_bytes=heap_free_bytes)
+        composed = composed_at(recording.segments, segment)
+        attribution = host_parts_of(segment, engine, composed=composed)
         transient_bytes = parts.host_transient_bytes(segment)
     else:
         attribution = parts.gpu_parts_of(segment, engine)

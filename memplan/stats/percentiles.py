@@ -1,108 +1,143 @@
 """Exact quantiles of observed values, with intervals, and a gate for what a sample cannot support.
 
 Every quantile is a value that was observed (inverted CDF, no interpolation): the smallest x whose
-cumulative weight reaches p (Hyndman & Fan 1996, definition 1).
+cumulative weight reaches p (Hyndman & Fan 1996, definition 1). A request counts once however often
+its trace was replayed.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
-from memplan.stats.summary import Percentiles, Quantile
+from memplan.stats.excursions import (
+    Replay,
+    Timed,
+    block_s_of,
+    block_weights,
+    excursions_above,
+    whole,
+)
+from memplan.stats.intervals import TAIL, between_replays, block_levels, order_ranks
+from memplan.stats.summary import IntervalBasis, Percentiles, Quantile
 
 LEVELS = (0.50, 0.95, 0.99)
-_CONFIDENCE = 0.95
-_RESAMPLES = 400
-_FEWEST_BLOCKS = 8
+FEWEST_EXCURSIONS = 10
+"""Independent excursions beyond a p99 of the process's memory, before it is printed."""
+_FEWEST_BLOCKS = 10
+_FALLBACK = 0.95
+
+Bounds = tuple[float | None, float | None]
 
 
 def fewest_for(p: float) -> int:
-    """How many independent values a quantile needs before it is printed: one expected beyond it."""
-    return math.ceil(1 / (1 - p) - 1e-9) if p > 0.5 else 1
+    """How many requests a quantile needs before it is printed.
+
+    Up to p95, which is what remains where p99 is withheld: one expected beyond it. Above: so many
+    that the largest value bounds it, which n independent values fail to do with probability p^n.
+    """
+    if p <= 0.5:
+        return 1
+    if p <= _FALLBACK:
+        return math.ceil(1 / (1 - p) - 1e-9)
+    return math.ceil(math.log(TAIL) / math.log(p))
 
 
 def of_values(values: Sequence[float], *, method: str) -> Percentiles:
-    """Percentiles of independent values, one a request; 95 % intervals from order statistics.
+    """Percentiles of independent values, one a request of one replay, by ranks alone."""
+    points = tuple(Timed(0.0, 0.0, float(value), 1.0) for value in values)
+    return of_requests((Replay(points=points),), method=method)
 
-    The interval is distribution-free (David & Nagaraja, Order Statistics, 7.1) and assumes that
-    the values are independent; ``high`` is None where no order statistic bounds the quantile.
+
+def of_requests(
+    replays: Sequence[Replay], *, method: str, block_s: float | None = None
+) -> Percentiles:
+    """Percentiles of one value a request, each of weight 1.
+
+    The interval is the widest of order statistics (distribution-free, true as far as requests are
+    independent), of blocks of ``block_s`` where that is known, and of what replays gave.
     """
-    ordered = sorted(values)
-    n = len(ordered)
-
-    def quantile(p: float) -> Quantile:
-        if n < fewest_for(p):
-            return Quantile(p=p, value=None, low=None, high=None)
-        low, high = _order_ranks(n, p)
-        return Quantile(
-            p=p,
-            value=ordered[rank_of(n, p)],
-            low=None if low is None else ordered[low],
-            high=None if high is None else ordered[high],
-        )
-
-    p50, p95, p99 = (quantile(p) for p in LEVELS)
-    peak = ordered[-1] if ordered else None
-    return Percentiles(n=n, method=method, p50=p50, p95=p95, p99=p99, peak=peak)
+    spread = _pooled(replays)
+    n = max((len(replay.points) for replay in replays), default=0)
+    bounds: list[list[tuple[IntervalBasis, Bounds]]] = [
+        [("ranks", _ranked(spread.values, n, p))] if n else [] for p in LEVELS
+    ]
+    if block_s is not None and n:
+        for found, by_blocks in zip(bounds, _by_blocks(replays, spread, block_s), strict=True):
+            if by_blocks is not None:
+                found.append(("blocks", by_blocks))
+    allowed = [n >= fewest_for(p) for p in LEVELS]
+    return _percentiles(
+        replays, spread, allowed, bounds, n=n, method=method, excursions=None, block_s=block_s
+    )
 
 
-def of_segments(
-    values: Sequence[float],
-    weights_s: Sequence[float],
+def of_process(
+    replays: Sequence[Replay],
     *,
     requests: int,
-    block_s: float,
+    stay_s: float,
     method: str,
+    block_s: float | None = None,
 ) -> Percentiles:
-    """Time-weighted percentiles of segment peaks, in the order of time.
+    """Percentiles of what the whole process held, by the weight of each value.
 
-    Neighbouring segments are anything but independent, so ``requests`` decides what is withheld and
-    the interval comes from resampling whole blocks of ``block_s`` (Künsch 1989), seeded. On short
-    runs such an interval is too narrow; with fewer than 8 blocks none is given.
+    Neighbouring values are anything but independent, so blocks of the trace's time are the units of
+    the interval, and a p99 needs ten independent excursions above it; ``requests`` (of one replay)
+    decides the rest. ``stay_s`` is the longest time that a request was in flight. With fewer than
+    ten blocks nothing is known about other traffic, and no interval is given.
     """
-    if not values:
+    if not any(replay.points for replay in replays):
         return of_values((), method=method)
-    pairs = list(zip(values, weights_s, strict=True))
-    blocks = _blocks(pairs, block_s)
-    draws = _bootstrap(blocks) if len(blocks) >= _FEWEST_BLOCKS else None
-
-    def quantile(index: int) -> Quantile:
-        p = LEVELS[index]
-        if requests < fewest_for(p):
-            return Quantile(p=p, value=None, low=None, high=None)
-        value = weighted_quantile(pairs, p)
-        if draws is None:
-            return Quantile(p=p, value=value, low=None, high=None)
-        seen = sorted(draw[index] for draw in draws)
-        tail = (1 - _CONFIDENCE) / 2
-        low, high = seen[rank_of(len(seen), tail)], seen[rank_of(len(seen), 1 - tail)]
-        return Quantile(p=p, value=value, low=min(low, value), high=max(high, value))
-
-    p50, p95, p99 = (quantile(index) for index in range(len(LEVELS)))
-    return Percentiles(n=requests, method=method, p50=p50, p95=p95, p99=p99, peak=max(values))
+    if block_s is None:
+        block_s = block_s_of(replays, stay_s=stay_s)
+    spread = _pooled(replays)
+    above = [excursions_above(replays, spread.at(p), stay_s=stay_s) for p in LEVELS]
+    by_blocks = _by_blocks(replays, spread, block_s, above)
+    bounds: list[list[tuple[IntervalBasis, Bounds]]] = [
+        [("blocks", one)] if one is not None else [] for one in by_blocks
+    ]
+    supported = requests >= fewest_for(_FALLBACK)
+    allowed = [requests >= 1, supported, supported and above[2] >= FEWEST_EXCURSIONS]
+    return _percentiles(
+        replays,
+        spread,
+        allowed,
+        bounds,
+        n=requests,
+        method=method,
+        excursions=above[2],
+        block_s=block_s,
+    )
 
 
 def weighted_quantile(pairs: Sequence[tuple[float, float]], p: float) -> float:
     """The smallest value whose cumulative weight reaches ``p`` of the whole."""
-    return _weighted_quantiles(pairs, (p,))[0]
+    return _Spread.of(pairs).at(p)
 
 
-def _weighted_quantiles(
-    pairs: Sequence[tuple[float, float]], levels: Sequence[float]
-) -> tuple[float, ...]:
-    """``levels`` ascending; one sort for all of them."""
-    ordered = sorted(pairs)
-    total = math.fsum(weight for _, weight in ordered)
-    found: list[float] = []
-    reached = 0.0
-    for value, weight in ordered:
-        reached += weight
-        while len(found) < len(levels) and reached >= levels[len(found)] * total * (1 - 1e-12):
-            found.append(value)
-    found += [ordered[-1][0]] * (len(levels) - len(found))
-    return tuple(found)
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """Values in order, and the weight reached with each."""
+
+    values: Sequence[float]
+    reached: Sequence[float]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[float, float]]) -> _Spread:
+        ordered = sorted(pairs)
+        return cls([value for value, _ in ordered], list(accumulate(w for _, w in ordered)))
+
+    def at(self, p: float) -> float:
+        wanted = p * self.reached[-1] * (1 - 1e-12)
+        return self.values[min(bisect_left(self.reached, wanted), len(self.values) - 1)]
+
+
+def _pooled(replays: Sequence[Replay]) -> _Spread:
+    return _Spread.of((point.value, point.weight) for one in replays for point in one.points)
 
 
 def rank_of(n: int, p: float) -> int:
@@ -110,58 +145,99 @@ def rank_of(n: int, p: float) -> int:
     return max(0, math.ceil(n * p - 1e-9) - 1)
 
 
-def _order_ranks(n: int, p: float) -> tuple[int | None, int | None]:
-    """Indices whose values bracket the p-quantile, each missing it with at most 2.5 %.
+def _ranked(pooled: Sequence[float], n: int, p: float) -> Bounds:
+    """Of ``n`` requests, whose values are in ``pooled`` as often as the trace was replayed."""
+    low, high = order_ranks(n, p)
+    times = len(pooled) / n
+    return (
+        None if low is None else pooled[int(low * times)],
+        None if high is None else pooled[min(len(pooled), math.ceil((high + 1) * times)) - 1],
+    )
 
-    The count of values at or below the quantile is Binomial(n, p).
-    """
-    tail = (1 - _CONFIDENCE) / 2
-    log_p, log_q = math.log(p), math.log1p(-p)
-    low: int | None = None
-    high: int | None = None
-    cumulative = 0.0
-    for k in range(n):
-        chosen = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-        cumulative += math.exp(chosen + k * log_p + (n - k) * log_q)
-        # P(count <= k) = P(X_(k+1) > quantile), with X_(k+1) at index k.
-        if cumulative <= tail:
-            low = k
-        if high is None and cumulative >= 1 - tail:
-            high = k
+
+def _by_blocks(
+    replays: Sequence[Replay],
+    spread: _Spread,
+    block_s: float,
+    above: Sequence[int] | None = None,
+) -> list[Bounds | None]:
+    """For each level the values that bound it, or None where blocks are too few."""
+    weights, reached = block_weights(replays, block_s, [spread.at(p) for p in LEVELS])
+    if len(weights) < _FEWEST_BLOCKS:
+        return [None] * len(LEVELS)
+    found: list[Bounds | None] = []
+    for at, p in enumerate(LEVELS):
+        # In the tail a few blocks hold all there is to know; the rest are alike and add no freedom.
+        units = len(weights) if above is None or p <= 0.5 else min(len(weights), above[at])
+        levels = block_levels(p, reached[at], weights, df=units - 1)
+        if levels is None:
+            found.append(None)
+        else:
+            low, high = levels
+            found.append(
+                (None if low is None else spread.at(low), None if high is None else spread.at(high))
+            )
+    return found
+
+
+def _percentiles(
+    replays: Sequence[Replay],
+    spread: _Spread,
+    allowed: Sequence[bool],
+    bounds: Sequence[Sequence[tuple[IntervalBasis, Bounds]]],
+    *,
+    n: int,
+    method: str,
+    excursions: int | None,
+    block_s: float | None,
+) -> Percentiles:
+    """``bounds``: for each level the intervals found, by name; the widest on either side stands."""
+    complete = whole(replays)
+    alone = [_pooled([replay]) for replay in complete] if len(complete) > 1 else []
+
+    def quantile(at: int) -> Quantile:
+        p = LEVELS[at]
+        if not allowed[at]:
+            return Quantile(p=p, value=None, low=None, high=None)
+        value = spread.at(p)
+        between = between_replays(value, [one.at(p) for one in alone]) if alone else None
+        if between is not None and spread.values[0] >= 0:
+            between = max(0.0, between[0]), between[1]  # no bytes and no seconds below none
+        found = list(bounds[at])
+        if found and between is not None:
+            found.append(("replays", between))
+        low, high = _widest([one for _, one in found], value)
+        return Quantile(
+            p=p,
+            value=value,
+            low=low,
+            high=high,
+            basis=max(found, key=lambda one: _width(one[1]))[0] if found else None,
+            replays_low=between[0] if between else None,
+            replays_high=between[1] if between else None,
+        )
+
+    p50, p95, p99 = (quantile(at) for at in range(len(LEVELS)))
+    return Percentiles(
+        n=n,
+        method=method,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        peak=spread.values[-1] if spread.values else None,
+        excursions=excursions,
+        replays=max(1, len(complete)),
+        block_s=block_s,
+    )
+
+
+def _widest(found: Sequence[Bounds], value: float) -> Bounds:
+    lows, highs = [low for low, _ in found], [high for _, high in found]
+    low = min(x for x in (*lows, value) if x is not None) if lows and None not in lows else None
+    high = max(x for x in (*highs, value) if x is not None) if highs and None not in highs else None
     return low, high
 
 
-def _blocks(
-    pairs: Sequence[tuple[float, float]], block_s: float
-) -> list[list[tuple[float, float]]]:
-    blocks: list[list[tuple[float, float]]] = [[]]
-    held_s = 0.0
-    for pair in pairs:
-        if blocks[-1] and held_s >= block_s:
-            blocks.append([])
-            held_s = 0.0
-        blocks[-1].append(pair)
-        held_s += pair[1]
-    return blocks
-
-
-def _bootstrap(blocks: list[list[tuple[float, float]]]) -> list[tuple[float, ...]]:
-    """Quantiles at all levels of each resample. Blocks are sorted once and merged as histograms."""
-    draw = random.Random(0)
-    values = sorted({value for block in blocks for value, _ in block})
-    index = {value: i for i, value in enumerate(values)}
-    mass: list[dict[int, float]] = []
-    for block in blocks:
-        held: dict[int, float] = {}
-        for value, weight in block:
-            held[index[value]] = held.get(index[value], 0.0) + weight
-        mass.append(held)
-    results = []
-    for _ in range(_RESAMPLES):
-        total: dict[int, float] = {}
-        for held in draw.choices(mass, k=len(mass)):
-            for i, weight in held.items():
-                total[i] = total.get(i, 0.0) + weight
-        pairs = [(values[i], weight) for i, weight in total.items()]
-        results.append(_weighted_quantiles(pairs, LEVELS))
-    return results
+def _width(bounds: Bounds) -> float:
+    low, high = bounds
+    return math.inf if low is None or high is None else high - low

@@ -17,8 +17,11 @@ from memplan.units import bytes_text
 NOT_MEASURED = "not measured; profile a variant with it to know"
 _SLACK_RATIO = 0.05
 # glibc's own first values. It raises both by itself as long as neither is set (mallopt(3)).
-_MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-_MALLOC_FIRST_BYTES = 131_072
+_MALLOC_THRESHOLDS = {
+    "malloc_mmap_threshold": "MALLOC_MMAP_THRESHOLD_",
+    "malloc_trim_threshold": "MALLOC_TRIM_THRESHOLD_",
+}
+_MALLOC_FIRST = "128KiB"
 _MOST_ADDENDS = 4
 
 
@@ -171,12 +174,17 @@ def _narrower_weights(at: Situation) -> Iterator[Suggestion]:
 def _less_slack(at: Situation) -> Iterator[Suggestion]:
     slack, total = at.attribution.allocator_slack_bytes, at.attribution.total_bytes
     env = at.settings.get("env")
-    unset = [name for name in _MALLOC_VARIABLES if not isinstance(env, Mapping) or name not in env]
-    if at.attribution.place == "cpu" and unset and slack > _SLACK_RATIO * total:
-        written = ", ".join(f'{name}: "{_MALLOC_FIRST_BYTES}"' for name in unset)
+    known = env if isinstance(env, Mapping) else {}
+    unset = [
+        key
+        for key, variable in _MALLOC_THRESHOLDS.items()
+        if variable not in known and at.settings.get(f"{key}_bytes") is None
+    ]
+    is_glibc = at.settings.get("allocator", "system") == "system"
+    if at.attribution.place == "cpu" and is_glibc and unset and slack > _SLACK_RATIO * total:
         yield Suggestion(
             code="allocator_slack",
-            change=f"env: add {written}",
+            change=", ".join(f"{key}: {_MALLOC_FIRST}" for key in unset),
             effect=f"slack is {bytes_text(slack)}, {slack / total * 100:.1f} % of the peak; with fixed "
             f"thresholds malloc gives more of it back: at most {bytes_text(slack)}; "
             f"{NOT_MEASURED}",

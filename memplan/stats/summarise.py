@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from memplan.records import EngineFacts, Recording, Request, RequestRecord, Segment
 from memplan.stats import attribution as parts
+from memplan.stats.class_memory import (
+    BY_RANKS,
+    Served,
+    place_memory,
+    request_percentiles,
+    served_of,
+)
 from memplan.stats.findings import findings_of
+from memplan.stats.host_parts import composed_at, host_attribution
+from memplan.stats.kv_slope import kv_slope_of
 from memplan.stats.ladder import rungs_of, solo_costs_of
-from memplan.stats.percentiles import of_segments, of_values
+from memplan.stats.percentiles import of_values
 from memplan.stats.summary import (
     Attribution,
     ClassSummary,
     Fidelity,
     Overhead,
     Percentiles,
-    PlaceMemory,
     RunSummary,
 )
+from memplan.stats.truths import truths_of
+from memplan.stats.witness import witness_summary
 
-_REQUESTS = "request-weighted, inverted CDF; 95 % interval from order statistics"
-_TIME = (
-    "time-weighted over segment peaks, inverted CDF; 95 % interval by block bootstrap (narrow on "
-    "short runs)"
-)
-_ATTRIBUTED = "own KV + share of the step's transient by tokens, at its largest; " + _REQUESTS
 SERVING = ("idle", "step", "release")
 """The kinds of segments that count for classes: the engine could take requests."""
 
@@ -37,13 +41,15 @@ def summarise(recording: Recording) -> RunSummary:
     last = recording.engines[-1] if recording.engines else None
     serving = [s for s in recording.segments if s.kind in SERVING and s.engine_start in engines]
     owned = {place: parts.peak_owned_bytes(serving, engines, place) for place in ("cpu", "gpu")}
+    served = served_of(recording, serving, engines)
+    kv_slope = kv_slope_of(recording, serving, engines)
     classes = tuple(
-        _class_summary(name, rule, recording, serving, engines, owned)
+        _class_summary(name, rule, recording, served, owned)
         for name, rule in _class_rules(recording).items()
     )
     host, gpu = _attributions(serving, recording.segments, engines)
     done = [o for o in recording.outcomes.values() if o.outcome == "completed"]
-    busy_s = _busy_s(recording.outcomes.values())
+    busy_s = _busy_s(recording)
     return RunSummary(
         path=recording.path,
         kind=recording.header.kind,
@@ -68,7 +74,12 @@ def summarise(recording: Recording) -> RunSummary:
         completed_per_s=len(done) / busy_s if busy_s else None,
         output_tokens_per_s=sum(o.output_tokens_run for o in done) / busy_s if busy_s else None,
         duration_s=_duration_s(recording),
-        findings=findings_of(recording, classes, tuple(a for a in (host, gpu) if a is not None)),
+        truths=truths_of(recording, serving),
+        findings=findings_of(
+            recording, classes, tuple(a for a in (host, gpu) if a is not None), kv_slope
+        ),
+        witness=witness_summary(recording),
+        kv_slope=kv_slope,
     )
 
 
@@ -85,15 +96,29 @@ def _class_summary(
     name: str,
     rule: str,
     recording: Recording,
-    serving: Sequence[Segment],
-    engines: Mapping[int, EngineFacts],
+    served: Served,
     owned: Mapping[str, Mapping[str, float]],
 ) -> ClassSummary:
     requests = [r for r in recording.requests if r.class_name == name]
     outcomes = [recording.outcomes[r.request_id] for r in requests]
+    by_id = {o.request_id: o for o in outcomes if o.outcome == "completed"}
     counted = Counter(o.outcome for o in outcomes)
-    done = [o for o in outcomes if o.outcome == "completed"]
-    on_gpu = any(engine.device != "cpu" for engine in engines.values())
+    on_gpu = any(engine.device != "cpu" for engine in served.engines.values())
+    cpu = place_memory("cpu", requests, served, owned["cpu"])
+
+    def percentiles(value_of: Callable[[Request], float | None]) -> Percentiles:
+        return request_percentiles(requests, served, value_of, block_s=cpu.attributed.block_s)
+
+    def latency(value_of: Callable[[RequestRecord], float | None]) -> Percentiles:
+        """Of completed requests. A negative one is none: ``clock_stepped_back`` counts them."""
+
+        def known(request: Request) -> float | None:
+            outcome = by_id.get(request.request_id)
+            value = value_of(outcome) if outcome is not None else None
+            return value if value is not None and value >= 0 else None
+
+        return percentiles(known)
+
     return ClassSummary(
         name=name,
         rule=rule,
@@ -104,69 +129,35 @@ def _class_summary(
         unfinished=counted["unfinished"],
         not_sent=counted["not_sent"],
         reasons=Counter(o.reason or "unknown" for o in outcomes if o.outcome in _NOT_RUN),
-        input_tokens=of_values([r.input_tokens for r in requests], method=_REQUESTS),
-        output_tokens=of_values([r.output_tokens for r in requests], method=_REQUESTS),
-        cpu=_place("cpu", requests, serving, engines, owned),
-        gpu=_place("gpu", requests, serving, engines, owned) if on_gpu else None,
-        ttft_s=_latency(
-            o.first_token_s - o.intended_s
-            for o in done
-            if o.first_token_s is not None and o.intended_s is not None
-        ),
-        tpot_s=_latency(
-            (o.end_s - o.first_token_s) / (o.output_tokens_run - 1)
-            for o in done
-            if o.end_s is not None and o.first_token_s is not None and o.output_tokens_run > 1
-        ),
-        e2e_s=_latency(
-            o.end_s - o.intended_s for o in done if o.end_s is not None and o.intended_s is not None
-        ),
+        input_tokens=percentiles(lambda r: r.input_tokens),
+        output_tokens=percentiles(lambda r: r.output_tokens),
+        cpu=cpu,
+        gpu=place_memory("gpu", requests, served, owned["gpu"]) if on_gpu else None,
+        ttft_s=latency(_ttft_s),
+        tpot_s=latency(_tpot_s),
+        e2e_s=latency(_e2e_s),
     )
 
 
 _NOT_RUN = ("rejected", "failed")
 
 
-def _latency(values: object) -> Percentiles:
-    return of_values(list(values), method=_REQUESTS)  # type: ignore[call-overload]
+def _ttft_s(outcome: RequestRecord) -> float | None:
+    if outcome.first_token_s is None or outcome.intended_s is None:
+        return None
+    return outcome.first_token_s - outcome.intended_s
 
 
-def _place(
-    place: str,
-    requests: Sequence[Request],
-    serving: Sequence[Segment],
-    engines: Mapping[int, EngineFacts],
-    owned: Mapping[str, Mapping[str, float]],
-) -> PlaceMemory:
-    ids = {r.request_id for r in requests}
-    with_class = [s for s in serving if any(f.request_id in ids for f in s.in_flight)]
-    if place == "cpu":
-        values = [float(s.peak["host.hwm"]) for s in with_class]
-    else:
-        values = [float(parts.gpu_resident_bytes(s, engines[s.engine_start])) for s in with_class]
-    seen = {f.request_id for s in with_class for f in s.in_flight} & ids
-    return PlaceMemory(
-        co_resident=of_segments(
-            values,
-            [s.end_s - s.start_s for s in with_class],
-            requests=len(seen),
-            block_s=_longest_stay_s(with_class, ids),
-            method=_TIME,
-        ),
-        attributed=of_values([owned[place][i] for i in sorted(seen)], method=_ATTRIBUTED),
-    )
+def _tpot_s(outcome: RequestRecord) -> float | None:
+    if outcome.end_s is None or outcome.first_token_s is None or outcome.output_tokens_run < 2:
+        return None
+    return (outcome.end_s - outcome.first_token_s) / (outcome.output_tokens_run - 1)
 
 
-def _longest_stay_s(segments: Sequence[Segment], ids: set[str]) -> float:
-    """The longest time that one of these requests was in flight: what makes neighbours alike."""
-    first: dict[str, float] = {}
-    last: dict[str, float] = {}
-    for segment in segments:
-        for flight in segment.in_flight:
-            if flight.request_id in ids:
-                first.setdefault(flight.request_id, segment.start_s)
-                last[flight.request_id] = segment.end_s
-    return max((last[i] - first[i] for i in first), default=0.0)
+def _e2e_s(outcome: RequestRecord) -> float | None:
+    if outcome.end_s is None or outcome.intended_s is None:
+        return None
+    return outcome.end_s - outcome.intended_s
 
 
 def _attributions(
@@ -180,9 +171,8 @@ def _attributions(
     worst = max(serving, key=lambda s: s.peak["host.hwm"])
     engine = engines[worst.engine_start]
     mine = [s for s in serving if s.engine_start == worst.engine_start]
-    heap_free_bytes = parts.heap_free_bytes_at(segments, worst)
     return (
-        parts.host_attribution(mine, engine, heap_free_bytes=heap_free_bytes),
+        host_attribution(mine, engine, composed=composed_at(segments, worst)),
         parts.gpu_attribution(mine, engine),
     )
 
@@ -191,6 +181,8 @@ def _host_peak_bytes(recording: Recording) -> int | None:
     exact = [s.peak["host.hwm"] for s in recording.segments if "host.hwm" in s.peak]
     exact += [s.gauges["host.hwm_life"] for s in recording.segments if "host.hwm_life" in s.gauges]
     sampled = [s.values["host.rss"] for s in recording.samples if "host.rss" in s.values]
+    if recording.witness is not None and recording.witness.rss_bytes:
+        sampled.append(max(recording.witness.rss_bytes))
     return max(exact + sampled, default=None)
 
 
@@ -206,11 +198,14 @@ def _fidelity(recording: Recording) -> Fidelity:
         for o in recording.outcomes.values()
         if o.sent_s is not None and o.intended_s is not None
     ]
+    recycled = [e.recycled_s for e in recording.engines if e.recycled_s is not None]
     return Fidelity(
-        schedule_lag_s=of_values(lags, method=_REQUESTS),
+        schedule_lag_s=of_values([lag for lag in lags if lag >= 0], method=BY_RANKS),
         peak_in_flight=_peak_in_flight(recording),
         dilation=recording.header.workload.dilation,
         length_scale=recording.header.workload.length_scale,
+        recyclings=len(recycled),
+        recycling_s=sum(recycled),
     )
 
 
@@ -238,12 +233,17 @@ def _overhead(recording: Recording) -> Overhead:
     )
 
 
-def _busy_s(outcomes: object) -> float:
-    """From the first send to the last end."""
-    known = [o for o in outcomes if isinstance(o, RequestRecord)]  # type: ignore[attr-defined]
-    sent = [o.sent_s for o in known if o.sent_s is not None]
-    ended = [o.end_s for o in known if o.end_s is not None]
-    return max(ended) - min(sent) if sent and ended else 0.0
+def _busy_s(recording: Recording) -> float:
+    """From the first send to the last end, of every wave: between them an engine may be loading."""
+    waves: dict[str, list[RequestRecord]] = {}
+    for request in recording.requests:
+        waves.setdefault(request.wave, []).append(recording.outcomes[request.request_id])
+    busy_s = 0.0
+    for outcomes in waves.values():
+        sent = [o.sent_s for o in outcomes if o.sent_s is not None]
+        ended = [o.end_s for o in outcomes if o.end_s is not None]
+        busy_s += max(ended) - min(sent) if sent and ended else 0.0
+    return busy_s
 
 
 def _duration_s(recording: Recording) -> float:

@@ -7,9 +7,13 @@ the run cannot support is None and leaves a Finding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from memplan.records import Finding
+from memplan.stats.truths import RunTruths
+
+IntervalBasis = Literal["ranks", "blocks", "replays"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,11 @@ class Quantile:
     low: float | None
     high: float | None
     """Two-sided 95 % bounds; None where the sample holds no such bound."""
+    basis: IntervalBasis | None = None
+    """Which of the intervals found was the widest; None where there is none."""
+    replays_low: float | None = None
+    replays_high: float | None = None
+    """Between replays of this same trace: what the machine alone varies. None of one replay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +38,19 @@ class Percentiles:
     """p50, p95, p99 and the largest value seen, over ``n`` requests, by ``method``."""
 
     n: int
-    """Independent units behind the figures: requests, not samples."""
+    """Requests of one replay, not samples; one that was replayed five times counts once."""
     method: str
     p50: Quantile
     p95: Quantile
     p99: Quantile
     peak: float | None
     """The largest value observed: an observation of this run, not a statistic."""
+    excursions: int | None = None
+    """How often a replay went above the p99 independently; None where requests are the unit."""
+    replays: int = 1
+    """Whole replays of the trace behind the figures."""
+    block_s: float | None = None
+    """Seconds of the trace that count as one independent unit of the interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +58,9 @@ class PlaceMemory:
     """Memory of one class in one place: ``cpu`` (host) or ``gpu``. All values are bytes."""
 
     co_resident: Percentiles
-    """The process's resident bytes while at least one request of the class was in flight."""
+    """The process's resident bytes while at least one request of the class was in flight, by time."""
+    co_resident_by_request: Percentiles
+    """The process's largest resident bytes while a request was in flight, one value a request."""
     attributed: Percentiles
     """Each request's own KV and its share of activations and of reserved, unused KV, at its peak."""
 
@@ -87,6 +104,26 @@ class Attribution:
     page_cache_bytes: int
     unexplained_bytes: int
     method: str
+    runtime_parts: Mapping[str, int] = field(default_factory=dict)
+    """What ``runtime_bytes`` is the sum of; empty where it is a difference."""
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    """Live tensors at the instant of their own peak in the same segment, by the part of the model that
+    made them; weights left out."""
+    peak_module: str | None = None
+    """The module that was running at that instant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvSlope:
+    """By how many bytes resident memory falls for each byte of KV cache given back: 1 if KV is
+    accounted for, and a test of the attribution by a source that it does not use."""
+
+    slope: float
+    low: float
+    high: float
+    """95 % bounds."""
+    n: int
+    """Times that KV was given back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +134,10 @@ class Fidelity:
     peak_in_flight: int
     dilation: float
     length_scale: float
+    recyclings: int = 0
+    """Engines stopped on purpose after so many requests, and replaced."""
+    recycling_s: float = 0.0
+    """Seconds without an engine because of them, in all; they are inside the latencies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +148,23 @@ class Overhead:
     client_peak_bytes: int | None
     segment_median_s: float | None
     """What closing one segment cost the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessSummary:
+    """What the 1 kHz sampler read, and how well it kept its pace."""
+
+    n: int
+    gap_p50_s: float | None
+    """Between two readings of one engine start; None below two readings."""
+    gap_p99_s: float | None
+    gap_max_s: float | None
+    max_bytes: int | None
+    """The most that it read, of the engine's process tree."""
+    policy: str | None
+    """How the kernel scheduled it."""
+    cpu_s: float | None
+    """Its own CPU time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,3 +227,9 @@ class RunSummary:
     output_tokens_per_s: float | None
     duration_s: float
     findings: tuple[Finding, ...]
+    witness: WitnessSummary | None = None
+    """None where no 1 kHz sampler ran."""
+    truths: RunTruths | None = None
+    """The same memory by five definitions; None where no real engine ran."""
+    kv_slope: KvSlope | None = None
+    """None where too little KV was given back, or the pool is resident from the start."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from memplan.engines.torch.pool import KvPool, _runs  # noqa: E402
-from memplan.procfs import PAGE_BYTES, resident_bytes  # noqa: E402
+from memplan.pages import PAGE_BYTES, PageMap  # noqa: E402
 
 LAYERS, BLOCK_TOKENS, HEADS, DIM = 3, 16, 2, 32
 BLOCK_BYTES = LAYERS * 2 * BLOCK_TOKENS * HEADS * DIM * 4
@@ -29,7 +29,8 @@ def pool(blocks: int = 8, head_dim: int = DIM) -> KvPool:
 
 
 def resident_of(pool: KvPool, blocks: int = 8) -> int:
-    return resident_bytes(pool.layers[0][0].data_ptr(), blocks * STRIDE_BYTES)
+    start = pool.layers[0][0].data_ptr()
+    return PageMap().resident_bytes(start, start + blocks * STRIDE_BYTES)
 
 
 def write(pool: KvPool, block: int, value: float) -> None:

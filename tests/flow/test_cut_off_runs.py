@@ -57,7 +57,13 @@ class Replay:
         raise AssertionError(f"no {count} requests within {WAIT_S} s")
 
     def engine_pid(self) -> int:
-        return psutil.Process(self.process.pid).children()[0].pid
+        """Of memplan's children the one that runs Python: the other is its sampler."""
+        (engine,) = (
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if "memplan.engines.worker" in child.cmdline()
+        )
+        return engine.pid
 
     def finish(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=WAIT_S)

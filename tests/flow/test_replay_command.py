@@ -75,6 +75,30 @@ def test_the_figures_of_two_requests_are_those_of_pencil_and_paper(
     assert document["fidelity"]["schedule_lag_s"]["p50"] == 0
 
 
+def test_a_trace_that_is_replayed_again_has_the_same_figures_and_says_how_often(
+    pencil: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = replayed(pencil, capsys)
+    thrice = replayed(pencil, capsys, "--repeat", "3")
+    header = json.loads((pencil / "run" / "header.json").read_text())
+    assert header["repeats"] == 3
+    for one, three in zip(once["classes"], thrice["classes"], strict=True):
+        assert (one["requests"], three["requests"], three["completed"]) == (1, 3, 3)
+        for rule in ("co_resident", "co_resident_by_request", "attributed"):
+            figure, again = one["memory"]["cpu"][rule], three["memory"]["cpu"][rule]
+            assert (figure["replays"], again["replays"]) == (1, 3)
+            assert (figure["n"], again["n"]) == (1, 1)
+            assert figure["p50_bytes"] == again["p50_bytes"]
+            # A virtual clock: no replay differs from another.
+            assert again["p50_replays_low_bytes"] == again["p50_bytes"]
+    assert thrice["fidelity"]["schedule_lag_s"]["n"] == 6
+    assert thrice["fidelity"]["schedule_lag_s"]["peak"] == pytest.approx(0, abs=1e-9)
+    assert thrice["fidelity"]["peak_in_flight"] == 1
+    assert thrice["throughput"]["completed_per_s"] == pytest.approx(
+        once["throughput"]["completed_per_s"]
+    )
+
+
 def test_two_runs_give_the_same_document(pencil: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = replayed(pencil, capsys), replayed(pencil, capsys)
     for document in (first, second):

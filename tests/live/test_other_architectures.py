@@ -55,7 +55,14 @@ def test_tokens_equal_those_of_transformers_generation(
     from memplan.engines.torch.runner import TorchRunner
 
     folder = saved(config, tmp_path / "model", **changed)
-    settings = {"device": "cpu", "weights": "fp32", "kv": "auto", "threads": 1, "block_tokens": 4}
+    settings = {
+        "device": "cpu",
+        "weights": "fp32",
+        "kv": "auto",
+        "load": "mapped",
+        "threads": 1,
+        "block_tokens": 4,
+    }
     opened = TorchRunner(settings, str(folder))
     opened.load()
     opened.open_pool(128)

@@ -36,7 +36,13 @@ def runner(folder: Path, **changed: Any) -> Any:
         warnings.simplefilter("ignore")
         from memplan.engines.torch.runner import TorchRunner
 
-        settings = {"device": "cpu", "weights": "fp32", "kv": "auto", "threads": 2}
+        settings = {
+            "device": "cpu",
+            "weights": "fp32",
+            "kv": "auto",
+            "load": "mapped",
+            "threads": 2,
+        }
         opened = TorchRunner({**settings, "block_tokens": 16, **changed}, str(folder))
         opened.load()
     opened.open_pool(512)

@@ -21,6 +21,13 @@ def test_nothing_is_read_of_an_engine_that_is_gone() -> None:
     assert probe.read() == {}
 
 
+def test_a_quiet_moment_is_read_in_full() -> None:
+    probe = CgroupProbe()
+    probe.attach(engine(pids=(os.getpid(),), settings={"cgroup": "v1 or v2, for a test"}))
+    readings = [probe.read(is_quiet=True) for _ in range(3)]
+    assert len({"cgroup.anon" in reading for reading in readings}) == 1
+
+
 def test_what_it_consists_of_is_read_now_and_then_only() -> None:
     probe = CgroupProbe()
     probe.attach(engine(pids=(os.getpid(),), settings={"cgroup": "v1 or v2, for a test"}))

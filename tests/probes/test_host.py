@@ -9,6 +9,7 @@ import pytest
 from builders import engine
 
 from memplan.probes.host import HostProbe
+from memplan.process_tree import family_by_search, family_of, is_alive
 from memplan.procfs import ProcessMemory
 from memplan.units import MIB
 
@@ -81,11 +82,35 @@ def test_one_process_reads_as_the_kernel_says(alone: subprocess.Popen[str]) -> N
     assert "host.hwm" not in found
 
 
+def test_proportional_memory_is_read_at_quiet_moments_only(
+    alone: subprocess.Popen[str], family: subprocess.Popen[str]
+) -> None:
+    assert "host.pss" not in attached(alone.pid).read()
+    found = attached(family.pid).read(is_quiet=True)
+    assert 48 * MIB <= found["host.pss"] <= found["host.rss"]
+
+
 def test_children_of_an_engine_are_part_of_it(family: subprocess.Popen[str]) -> None:
     found = attached(family.pid).read()
     assert found["host.anon"] >= 48 * MIB
     with ProcessMemory(family.pid) as memory:
         assert found["host.rss"] - memory.read()["host.rss"] >= 32 * MIB
+
+
+def test_the_tree_is_found_from_the_kernels_list_and_by_a_search_of_all_processes(
+    family: subprocess.Popen[str],
+) -> None:
+    found = family_of(family.pid)
+    assert len(found) == 2
+    assert found == family_by_search(family.pid)
+    assert all(is_alive(pid) for pid in found)
+
+
+def test_a_process_that_is_gone_is_a_family_of_one_and_not_alive() -> None:
+    process = started()
+    ended(process)
+    assert family_of(process.pid) == family_by_search(process.pid) == [process.pid]
+    assert not is_alive(process.pid)
 
 
 def test_several_processes_are_summed(

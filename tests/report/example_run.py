@@ -238,6 +238,7 @@ def _class_summary(
         output_tokens=of([float(record.output_tokens_run) for record in mine]),
         cpu=PlaceMemory(
             co_resident=of(beside[:: max(1, len(beside) // len(mine))]),
+            co_resident_by_request=of(beside[:: max(1, len(beside) // len(mine))]),
             attributed=of(list(owned.values())),
         ),
         gpu=None,

@@ -11,7 +11,7 @@ from example_run import (
 from memplan.plan.nodes import parse_nodes
 from memplan.report.document import document_of
 from memplan.report.pieces import Document, Facts, FindingList, Table
-from memplan.stats.summary import Quantile
+from memplan.stats.summary import Quantile, WitnessSummary
 from memplan.units import GIB
 
 RECORDING = replay_recording()
@@ -73,7 +73,7 @@ def test_a_class_that_lost_requests_says_how_many_and_why() -> None:
 
 def test_a_withheld_percentile_points_to_its_finding() -> None:
     table = table_of(document_of([(SUMMARY, RECORDING)]), "run1-memory-table")
-    long_attributed = table.rows[4]
+    long_attributed = table.rows[6]
     assert long_attributed[5].text == "withheld"
     assert long_attributed[5].detail == "see p99_withheld"
 
@@ -83,11 +83,13 @@ def test_a_measured_gpu_adds_rows_and_an_unmeasured_one_none() -> None:
     with_gpu = replace(SUMMARY, classes=classes, gpu_idle_bytes=GIB, gpu_peak_bytes=2 * GIB)
     document = document_of([(with_gpu, RECORDING)], NODES)
     named = [row[1].text for row in table_of(document, "run1-memory-table").rows]
-    assert named[:4] == [
+    assert named[:6] == [
         "attributed, CPU",
-        "co-resident, CPU",
+        "co-resident, by time, CPU",
+        "co-resident, by request, CPU",
         "attributed, GPU",
-        "co-resident, GPU",
+        "co-resident, by time, GPU",
+        "co-resident, by request, GPU",
     ]
     assert document.answer.startswith(
         "At p95 a long request owns 122.0 MiB of GPU memory on top of the 1.00 GiB that the "
@@ -162,6 +164,43 @@ def test_how_it_was_measured_holds_what_a_reader_needs_to_believe_it() -> None:
     assert facts["rows"] == "41 of 55 kept; dropped: no output length 14"
     assert facts["dtype"] == "bfloat16"
     assert {"co-resident", "attributed", "solo", "segment"} <= set(facts)
+
+
+def test_the_witness_is_told_with_its_gaps_and_left_out_where_there_was_none() -> None:
+    def told(witness: WitnessSummary | None) -> list[str]:
+        summary = replace(SUMMARY, witness=witness, duration_s=10.0)
+        blocks = [b for s in document_of([(summary, RECORDING)]).sections for b in s.blocks]
+        facts = [fact for block in blocks if isinstance(block, Facts) for fact in block.facts]
+        return [fact.text for fact in facts if fact.name == "1 kHz witness"]
+
+    known = WitnessSummary(
+        n=9000,
+        gap_p50_s=0.001,
+        gap_p99_s=0.002,
+        gap_max_s=0.5,
+        max_bytes=2**20,
+        policy="real-time",
+        cpu_s=0.2,
+    )
+    unknown = WitnessSummary(
+        n=0,
+        gap_p50_s=None,
+        gap_p99_s=None,
+        gap_max_s=None,
+        max_bytes=None,
+        policy=None,
+        cpu_s=None,
+    )
+    (text,) = told(known)
+    for part in (
+        "9,000 readings at real-time",
+        "1.0 ms apart (p50)",
+        "1.00 MiB",
+        "2.0% of one core",
+    ):
+        assert part in text
+    assert "core" not in told(unknown)[0]
+    assert told(None) == []
 
 
 def test_a_run_that_was_cut_off_says_so() -> None:

@@ -1,21 +1,29 @@
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from example_run import profile_summary, replay_recording, replay_summary
+from example_truths import run_truths
 
 from memplan.report.explain_section import explained
 from memplan.report.json_document import explain_json, profile_document, replay_document
+from memplan.stats.summary import KvSlope, WitnessSummary
 
-SUMMARY = replay_summary(replay_recording())
+SUMMARY = replace(replay_summary(replay_recording()), truths=run_truths())
 EXPLAINED = explain_json(replay_recording(), explained(replay_recording()))
 QUANTILE_KEYS = {
-    f"{name}{bound}" for name in ("p50", "p95", "p99") for bound in ("", "_low", "_high")
+    f"{name}{bound}"
+    for name in ("p50", "p95", "p99")
+    for bound in ("", "_low", "_high", "_replays_low", "_replays_high")
 }
-TIME_KEYS = {"n", "method", "peak", *QUANTILE_KEYS}
-BYTES_KEYS = {"n", "method", "peak_bytes", *(f"{key}_bytes" for key in QUANTILE_KEYS)}
+BASIS_KEYS = {
+    "n", "method", "replays", "excursions", "block_s", "p50_interval", "p95_interval",
+    "p99_interval",
+}  # fmt: skip
+TIME_KEYS = {"peak", *BASIS_KEYS, *QUANTILE_KEYS}
+BYTES_KEYS = {"peak_bytes", *BASIS_KEYS, *(f"{key}_bytes" for key in QUANTILE_KEYS)}
 
 
 def keys_of(value: Any, path: str = "") -> set[str]:
@@ -33,7 +41,7 @@ def test_a_replay_has_exactly_these_keys() -> None:
     assert document["schema"] == "memplan.replay/1"
     assert set(document) == {
         "schema", "run", "run_id", "deployment", "variant", "classes", "process", "throughput",
-        "fidelity", "overhead", "findings",
+        "fidelity", "overhead", "kv_slope", "witness", "findings",
     }  # fmt: skip
     one = document["classes"][0]
     assert set(one) == {
@@ -41,13 +49,26 @@ def test_a_replay_has_exactly_these_keys() -> None:
         "reasons", "tokens", "memory", "latency",
     }  # fmt: skip
     assert set(one["memory"]) == {"cpu", "gpu"}
-    assert set(one["memory"]["cpu"]) == {"co_resident", "attributed"}
+    assert set(one["memory"]["cpu"]) == {
+        "co_resident", "co_resident_by_request", "attributed",
+    }  # fmt: skip
     assert set(one["memory"]["cpu"]["attributed"]) == BYTES_KEYS
     assert set(one["latency"]) == {"ttft_s", "tpot_s", "e2e_s"}
     assert set(one["latency"]["ttft_s"]) == TIME_KEYS
     assert set(document["process"]) == {
         "idle_bytes", "peak_bytes", "load_peak_bytes", "shared_bytes", "gpu_idle_bytes",
         "gpu_peak_bytes", "attribution", "attribution_of", "gpu_attribution", "gpu_attribution_of",
+        "charged_peak_bytes", "charged_load_peak_bytes", "truths",
+    }  # fmt: skip
+    assert set(document["process"]["truths"]) == {
+        "idle", "peak", "after", "charged_since", "no_group", "weight_files_bytes",
+        "weight_files_cached_bytes",
+    }  # fmt: skip
+    assert set(document["process"]["truths"]["idle"]) == {
+        "resident_bytes", "proportional_bytes", "charged_bytes", "working_set_bytes",
+        "demand_alone_bytes", "demand_shared_bytes", "demand_libraries_bytes",
+        "demand_private_bytes", "charged_less_demand_bytes", "other_kernel_bytes",
+        "file_balance_bytes",
     }  # fmt: skip
     assert set(document["process"]["attribution"]) == {
         "weights_bytes", "kv_bytes", "activations_bytes", "runtime_bytes",
@@ -56,7 +77,8 @@ def test_a_replay_has_exactly_these_keys() -> None:
     total = document["process"]["attribution_of"]["total_bytes"]
     assert sum(document["process"]["attribution"].values()) == total
     assert set(document["fidelity"]) == {
-        "schedule_lag_s", "peak_in_flight", "dilation", "length_scale",
+        "schedule_lag_s", "peak_in_flight", "dilation", "length_scale", "recyclings",
+        "recycling_s",
     }  # fmt: skip
     assert set(document["overhead"]) == {"client_cpu_s", "client_peak_bytes", "segment_median_s"}
     assert set(document["findings"][0]) == {"code", "text", "hint"}
@@ -69,7 +91,7 @@ def test_a_profile_has_exactly_these_keys() -> None:
     assert [one["variant"] for one in document["variants"]] == ["base", "kv-int8"]
     first = document["variants"][0]
     assert set(first) == {
-        "run", "run_id", "deployment", "variant", "process", "solo", "rungs", "overhead",
+        "run", "run_id", "deployment", "variant", "process", "solo", "rungs", "overhead", "witness",
         "findings",
     }  # fmt: skip
     assert set(first["solo"][0]) == {
@@ -99,11 +121,27 @@ def test_a_withheld_percentile_is_null_and_a_finding_says_why() -> None:
     assert "p99_withheld" in {one["code"] for one in document["findings"]}
 
 
+def test_the_self_test_of_kv_says_its_bounds_and_how_often() -> None:
+    found = KvSlope(slope=1.01, low=0.98, high=1.03, n=48)
+    document = replay_document(replace(SUMMARY, kv_slope=found))
+    assert document["kv_slope"] == {"slope": 1.01, "low": 0.98, "high": 1.03, "n": 48}
+
+
+def test_the_witness_is_told_with_its_gaps_and_is_null_where_there_was_none() -> None:
+    witness = WitnessSummary(
+        n=5, gap_p50_s=0.001, gap_p99_s=0.002, gap_max_s=0.5, max_bytes=7, policy="nice", cpu_s=0.25
+    )
+    assert replay_document(replace(SUMMARY, witness=witness))["witness"] == asdict(witness)
+    assert replay_document(replace(SUMMARY, witness=None))["witness"] is None
+
+
 def test_what_was_not_measured_is_null_and_not_zero() -> None:
     document = replay_document(replace(SUMMARY, attribution=None, fidelity=None, idle_bytes=None))
     assert document["process"]["attribution"] is None
     assert document["process"]["idle_bytes"] is None
+    assert document["process"]["truths"]["peak"]["proportional_bytes"] is None
     assert document["fidelity"] is None
+    assert document["kv_slope"] is None
     assert document["classes"][0]["memory"]["gpu"] is None
 
 
@@ -143,5 +181,7 @@ def test_every_key_is_explained_in_the_documentation() -> None:
     paths |= keys_of(EXPLAINED)
     # Reasons are the run's own words; low and high bounds are explained once, as a pattern.
     names = {path.rsplit(".", 1)[1] for path in paths if ".reasons." not in path}
-    names = {re.sub(r"^(p\d\d|peak)(_low|_high)?(_bytes)?$", r"\1", name) for name in names}
+    names = {
+        re.sub(r"^(p\d\d|peak)(_replays)?(_low|_high)?(_bytes)?$", r"\1", name) for name in names
+    }
     assert names - explained == set()

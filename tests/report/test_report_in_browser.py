@@ -83,7 +83,7 @@ def test_every_chart_is_drawn_inside_the_page(browser: Chrome, chart: str) -> No
 
 def test_the_class_table_shows_the_figures_of_the_run(browser: Chrome) -> None:
     rows = browser.find_elements(By.CSS_SELECTOR, "#run1-memory-table tbody tr")
-    cells = [cell.text for cell in rows[4].find_elements(By.TAG_NAME, "td")]
+    cells = [cell.text for cell in rows[6].find_elements(By.TAG_NAME, "td")]
     assert cells == [
         "long",
         "attributed",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from written_model import SCRIPTED, load
 
 from memplan.specs import BUILTIN_CLASSES
@@ -12,7 +13,10 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     deployment = load(tmp_path, SCRIPTED)
     assert deployment.settings.max_requests == 16
     assert deployment.settings.kv_dtype == "bf16"
-    assert deployment.settings.env == {"MALLOC_ARENA_MAX": "1"}
+    assert deployment.settings.env == {}
+    assert deployment.settings.malloc_env == {"MALLOC_ARENA_MAX": "1"}
+    assert (deployment.settings.allocator, deployment.settings.trim) == ("system", "never")
+    assert deployment.settings.recycle_after_requests is None
     assert deployment.classes == BUILTIN_CLASSES
     assert deployment.script is not None
     assert deployment.script.weights_bytes == 200 * 2**20
@@ -36,7 +40,50 @@ def test_fields_carry_bytes_and_seconds(tmp_path: Path) -> None:
         "hold_s": 0.003,
         "count": 20,
         "every_s": 0.25,
+        "made_by": "thread",
+        "seed": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "env"),
+    [
+        ("{}", {"MALLOC_ARENA_MAX": "1"}),
+        ("{env: {OTHER: x}}", {"MALLOC_ARENA_MAX": "1"}),
+        ("{malloc_arenas: null}", {}),
+        ("{malloc_arenas: 3}", {"MALLOC_ARENA_MAX": "3"}),
+        ("{allocator: tcmalloc}", {}),
+        ('{env: {MALLOC_ARENA_MAX: "2"}}', {}),
+        ('{env: {GLIBC_TUNABLES: "glibc.malloc.arena_max=2"}}', {}),
+        (
+            "{malloc_mmap_threshold: 256KiB, malloc_trim_threshold: 1MiB}",
+            {
+                "MALLOC_ARENA_MAX": "1",
+                "MALLOC_MMAP_THRESHOLD_": "262144",
+                "MALLOC_TRIM_THRESHOLD_": "1048576",
+            },
+        ),
+    ],
+)
+def test_the_keys_of_malloc_become_its_variables(
+    tmp_path: Path, settings: str, env: dict[str, str]
+) -> None:
+    text = f"memplan: 1\nname: small\nengine: ballast\nsettings: {settings}\n"
+    deployment = load(tmp_path, text)
+    assert deployment.settings.malloc_env == env
+    resolved = json.loads(json.dumps(deployment.resolved()))["settings"]
+    arenas = env.get("MALLOC_ARENA_MAX")
+    assert resolved["malloc_arenas"] == (None if arenas is None else int(arenas)), (
+        "a recording holds what was applied"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("never", "never"), ("after_release", "after_release"), ("250ms", 0.25)]
+)
+def test_trimming_is_a_word_or_seconds(tmp_path: Path, written: str, read: str | float) -> None:
+    text = f"memplan: 1\nname: small\nengine: ballast\nsettings: {{trim: {written}}}\n"
+    assert load(tmp_path, text).resolved()["settings"]["trim"] == read  # type: ignore[index]
 
 
 def test_resolved_says_everything_in_plain_values(tmp_path: Path) -> None:

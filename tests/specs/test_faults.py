@@ -26,9 +26,10 @@ variants:
   - {name: Int8, weights: int8}
 """
     assert faults_of(tmp_path, text) == [
-        "5 $.settings.weigths: unknown key, expected one of device, weights, kv, max_requests, "
-        "max_kv_tokens, max_batch_tokens, block_tokens, context_tokens, threads, "
-        "memory_limit, env; "
+        "5 $.settings.weigths: unknown key, expected one of device, weights, kv, load, "
+        "max_requests, max_kv_tokens, max_batch_tokens, block_tokens, context_tokens, threads, "
+        "memory_limit, allocator, malloc_arenas, malloc_mmap_threshold, malloc_trim_threshold, "
+        "trim, recycle_after_requests, cuda_snapshot, env; "
         'did you mean "weights"?',
         "7 $.settings.max_batch_tokens: max_batch_tokens 512 is less than max_requests 600, so "
         "one step could not decode them all",

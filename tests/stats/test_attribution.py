@@ -13,11 +13,11 @@ from memplan.stats.attribution import (
     gpu_attribution,
     gpu_resident_bytes,
     gpu_transient_bytes,
-    host_attribution,
     host_transient_bytes,
     owned_bytes,
     peak_owned_bytes,
 )
+from memplan.stats.host_parts import composed_at, host_attribution
 from memplan.stats.summary import Attribution
 from memplan.units import MIB
 
@@ -92,7 +92,7 @@ steps = st.builds(
 def test_the_parts_of_the_hosts_peak_add_up_to_it(
     segments: list[Segment], idle: dict[str, int], heap_free: int
 ) -> None:
-    made = host_attribution(segments, engine(idle=idle), heap_free_bytes=heap_free)
+    made = host_attribution(segments, engine(idle=idle), composed={"host.heap_free": heap_free})
     assert made is not None
     assert made.total_bytes == max(s.peak["host.hwm"] for s in segments)
     assert parts_of(made) == made.total_bytes
@@ -114,7 +114,9 @@ def test_each_part_of_the_hosts_peak_has_its_own_source() -> None:
         peak={"host.hwm": 150 * MIB},
         gauges={"host.rss": 130 * MIB, "host.file": 33 * MIB, "engine.kv_blocks": 9 * MIB},
     )
-    made = host_attribution([segment(), worst], engine(idle=idle), heap_free_bytes=6 * MIB)
+    made = host_attribution(
+        [segment(), worst], engine(idle=idle), composed={"host.heap_free": 6 * MIB}
+    )
     assert made is not None
     assert (made.place, made.at_s, made.total_bytes) == ("cpu", 7.0, 150 * MIB)
     assert made.weights_bytes == 60 * MIB
@@ -127,7 +129,7 @@ def test_each_part_of_the_hosts_peak_has_its_own_source() -> None:
 
 
 def test_without_segments_nothing_is_attributed() -> None:
-    assert host_attribution([], engine(), heap_free_bytes=0) is None
+    assert host_attribution([], engine(), composed={"host.heap_free": 0}) is None
     assert gpu_attribution([], GPU_ENGINE) is None
 
 
@@ -195,7 +197,7 @@ def test_heap_that_tensors_held_at_the_peak_is_no_slack() -> None:
         peak={"host.hwm": IDLE_BYTES + 3 * MIB, "engine.tensors": 9 * MIB},
         gauges={"host.rss": IDLE_BYTES + MIB, "engine.tensors": 4 * MIB},
     )
-    made = host_attribution([counted], engine(), heap_free_bytes=7 * MIB)
+    made = host_attribution([counted], engine(), composed={"host.heap_free": 7 * MIB})
     assert made is not None
     # 2 of the 5 MiB went back to the kernel, so 3 of the 7 MiB free afterwards were in use.
     assert (made.activations_bytes, made.allocator_slack_bytes) == (5 * MIB, 4 * MIB)
@@ -265,3 +267,98 @@ def test_on_a_device_a_request_owns_kv_there_and_transients_in_both_places() -> 
 
 def test_a_segment_of_an_unknown_engine_is_passed_over() -> None:
     assert owned([segment(in_flight=(flight(),), engine_start=3)], engine(), "cpu") == {}
+
+
+# --- the host's peak, told apart by pages ------------------------------------------------------
+
+IDLE_BY_PAGES = {
+    "host.rss": 300 * MIB,
+    "host.anon": 140 * MIB,
+    "host.file": 160 * MIB,
+    "engine.kv_resident": 0,
+    "host.heap_used": 90 * MIB,
+    "host.heap_free": 5 * MIB,
+    "host.interpreter": 30 * MIB,
+    "host.library_data": 8 * MIB,
+    "engine.weights_resident": 120 * MIB,
+    "engine.weights_resident_mapped": 80 * MIB,
+    "engine.weights_resident_heap": 40 * MIB,
+    "engine.weight_files_resident": 81 * MIB,
+}
+COMPOSED = {
+    "host.anon": 210 * MIB,
+    "host.file": 162 * MIB,
+    "engine.kv_resident": 60 * MIB,
+    "engine.kv_blocks": 62 * MIB,
+    "host.heap_used": 95 * MIB,
+    "host.heap_free": 9 * MIB,
+    "host.interpreter": 33 * MIB,
+}
+
+
+def by_pages(idle: dict[str, int] = IDLE_BY_PAGES, **peak: int) -> Attribution:
+    """Of a step that ends at 372 MiB with the composition above; 6 MiB were given back within it."""
+    worst = segment(
+        end_s=7.0,
+        peak={"host.hwm": 378 * MIB, **peak},
+        gauges={"host.rss": 372 * MIB, **COMPOSED},
+        tensors={"lm_head": 7 * MIB},
+        peak_module="lm_head",
+    )
+    made = host_attribution([segment(), worst], engine(idle=idle), composed=worst.gauges)
+    assert made is not None
+    return made
+
+
+def test_counted_pages_leave_only_what_no_source_names() -> None:
+    made = by_pages()
+    assert made.weights_bytes == 120 * MIB
+    assert made.kv_bytes == 60 * MIB
+    assert made.activations_bytes == 6 * MIB
+    assert made.allocator_slack_bytes == 9 * MIB
+    assert made.page_cache_bytes == (1 + 2) * MIB
+    assert made.runtime_parts == {
+        "library files": (160 - 81) * MIB,
+        "library data": 8 * MIB,
+        "library heap": (95 - 40) * MIB,
+        "interpreter": 33 * MIB,
+    }
+    assert made.runtime_bytes == sum(made.runtime_parts.values())
+    # Anonymous at the end: 210 = 60 KV + 95 + 9 heap + 33 + 8, and 5 that nothing names.
+    assert made.unexplained_bytes == 5 * MIB
+    assert parts_of(made) == made.total_bytes
+    assert (made.tensors, made.peak_module) == ({"lm_head": 7 * MIB}, "lm_head")
+
+
+def test_tensors_that_lived_in_free_heap_are_activations_and_no_slack() -> None:
+    made = by_pages(**{"engine.tensors": 10 * MIB})
+    assert made.activations_bytes == 10 * MIB
+    assert made.allocator_slack_bytes == 9 * MIB - (10 - 6) * MIB
+    assert made.unexplained_bytes == 5 * MIB
+
+
+def test_without_a_count_of_the_interpreter_idle_memory_is_runtime_not_told_apart() -> None:
+    idle = {k: v for k, v in IDLE_BY_PAGES.items() if k != "host.interpreter"}
+    made = by_pages(idle)
+    assert made.runtime_parts["not told apart"] == (140 - 90 - 5 - 8) * MIB
+
+
+def test_blocks_that_came_since_the_pages_were_counted_are_kv() -> None:
+    counted = segment("step", end_s=1.0, gauges={"host.rss": 1, "host.heap_free": 0, **COMPOSED})
+    later = segment(
+        "step",
+        end_s=2.0,
+        peak={"host.hwm": 400 * MIB},
+        gauges={"host.rss": 400 * MIB, "host.file": 162 * MIB, "engine.kv_blocks": 72 * MIB},
+    )
+    composed = composed_at([counted, later], later)
+    made = host_attribution([later], engine(idle=IDLE_BY_PAGES), composed=composed)
+    assert made is not None
+    assert made.kv_bytes == (60 + 72 - 62) * MIB
+
+
+def test_an_account_of_another_engine_start_or_of_later_is_not_used() -> None:
+    asked = segment("step", end_s=2.0)
+    other = segment("step", engine_start=1, end_s=1.0, gauges={"host.rss": 1, "host.heap_free": 1})
+    later = segment("step", end_s=3.0, gauges={"host.rss": 1, "host.heap_free": 2})
+    assert composed_at([other, asked, later], asked) == {}

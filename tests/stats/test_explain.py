@@ -323,17 +323,23 @@ def slack_step(heap_free_mib: int) -> Segment:
 def test_slack_over_a_twentieth_of_the_peak_names_the_thresholds_that_are_not_set() -> None:
     one = {"env": {"MALLOC_TRIM_THRESHOLD_": "65536"}}
     made = suggested(only(run_of([slack_step(11)], one)))["allocator_slack"]
-    assert made.change == 'env: add MALLOC_MMAP_THRESHOLD_: "131072"'
+    assert made.change == "malloc_mmap_threshold: 128KiB"
     assert made.saves_bytes == 11 * MIB
     assert "11.0 MiB, 10.0 % of the peak" in made.effect
     both = suggested(only(run_of([slack_step(11)])))["allocator_slack"]
-    assert both.change.endswith('_: "131072", MALLOC_TRIM_THRESHOLD_: "131072"')
+    assert both.change == "malloc_mmap_threshold: 128KiB, malloc_trim_threshold: 128KiB"
+    key = {"malloc_mmap_threshold_bytes": 2**18}
+    assert suggested(only(run_of([slack_step(11)], key)))["allocator_slack"].change == (
+        "malloc_trim_threshold: 128KiB"
+    )
 
 
 def test_little_slack_or_thresholds_set_already_suggest_nothing() -> None:
     assert "allocator_slack" not in suggested(only(run_of([slack_step(5)])))
     env = {"MALLOC_TRIM_THRESHOLD_": "1", "MALLOC_MMAP_THRESHOLD_": "1"}
     assert "allocator_slack" not in suggested(only(run_of([slack_step(11)], {"env": env})))
+    other = {"allocator": "jemalloc"}
+    assert "allocator_slack" not in suggested(only(run_of([slack_step(11)], other)))
 
 
 def test_a_runtime_larger_than_every_other_part_asks_for_fewer_replicas() -> None:

@@ -26,11 +26,12 @@ from memplan.records import (
     RequestRecord,
     Sample,
     Segment,
+    Witness,
 )
-from memplan.stats.attribution import host_attribution
 from memplan.stats.findings import findings_of
+from memplan.stats.host_parts import host_attribution
 from memplan.stats.summarise import summarise
-from memplan.stats.summary import Attribution
+from memplan.stats.summary import Attribution, KvSlope
 from memplan.units import MIB
 
 ONLY = request()
@@ -48,6 +49,15 @@ def sampled_at(*times_s: float) -> Recording:
     return recording(samples=tuple(Sample(t_s=t, values={"host.rss": 1}) for t in times_s))
 
 
+def read_at_1_khz(at_s: float, rss_bytes: int) -> Witness:
+    return Witness(t_s=[at_s], rss_bytes=[rss_bytes])
+
+
+def opened_with(rss_bytes: int) -> Recording:
+    before = segment("idle", start_s=-0.1, end_s=0.0, gauges={"host.rss": rss_bytes})
+    return recording(segments=(before, segment()))
+
+
 def outcome(**changes: object) -> Recording:
     return recording(outcomes={"a": completed(ONLY, **changes)})
 
@@ -56,7 +66,8 @@ def sent_late(lag_s: float, of: int = 1) -> Recording:
     """``of`` requests, the first of them late."""
     requests = tuple(request(f"r{n}") for n in range(of))
     lags = {r.request_id: completed(r, sent_s=0.0) for r in requests}
-    lags["r0"] = completed(requests[0], sent_s=lag_s)
+    late = {"sent_s": lag_s, "admitted_s": lag_s, "first_token_s": lag_s + 0.1}
+    lags["r0"] = completed(requests[0], **late, end_s=lag_s + 0.2)
     return recording(requests=requests, outcomes=lags)
 
 
@@ -112,6 +123,25 @@ def charged(shmem_bytes: int) -> Recording:
     return recording(samples=(Sample(t_s=0.0, values=values),))
 
 
+def witnessed(charged_bytes: int | None, *, cached_bytes: int = 0, **facts: object) -> Recording:
+    """A real engine that peaked 103 MiB resident, 20 of them file pages, beside a charged peak."""
+    facts = {"settings": {"cgroup": "v1, of the engine alone"}, **facts}
+    values = {} if charged_bytes is None else {"cgroup.peak": charged_bytes}
+    return recording(
+        engines=(
+            engine(
+                engine="ballast",
+                start={"host.rss": 30 * MIB, "engine.weight_files_cached": cached_bytes},
+                **facts,
+            ),
+        ),
+        segments=(segment(gauges={"host.rss": IDLE_BYTES + MIB, "host.file": 20 * MIB}),),
+        samples=(Sample(t_s=0.2, values=values),),
+    )
+
+
+# The drift bound, and 64 pages of each of 2 CPUs that charges run ahead.
+CHARGED_BYTES = 83 * MIB - MIB - MIB // 2
 WHOLE_SPIKE = spiked(IDLE_BYTES + 50 * MIB)
 LOST_SPIKE = spiked(IDLE_BYTES + 40 * MIB)
 
@@ -136,8 +166,19 @@ def test_nothing_is_doubtful_about_a_clean_run() -> None:
         ),
         (
             "peak_below_sample",
-            recording(samples=samples(PEAK_BYTES + MIB + 1)),
-            recording(samples=samples(PEAK_BYTES + MIB)),  # within the kernel's drift
+            recording(samples=samples(0, 0, PEAK_BYTES + MIB + 1, period_s=0.03)),
+            recording(samples=samples(0, 0, PEAK_BYTES + MIB, period_s=0.03)),  # within the drift
+        ),
+        (
+            "peak_below_sample",
+            recording(witness=read_at_1_khz(0.05, PEAK_BYTES + MIB + 1)),
+            recording(witness=read_at_1_khz(0.0995, PEAK_BYTES + MIB + 1)),  # at the segment's edge
+        ),
+        ("foreign_reset", opened_with(PEAK_BYTES + MIB + 1), opened_with(PEAK_BYTES + MIB)),
+        (
+            "no_witness",
+            recording(segments=(segment(end_s=9.0),), witness=read_at_1_khz(3.9, IDLE_BYTES)),
+            recording(segments=(segment(end_s=9.0),), witness=read_at_1_khz(4.1, IDLE_BYTES)),
         ),
         (
             "peaks_not_exact",
@@ -168,6 +209,19 @@ def test_nothing_is_doubtful_about_a_clean_run() -> None:
         ),
         # 32 MiB, and 3 × 2 CPUs × 64 pages that memory.stat may be behind.
         ("cgroup_peak_differs", charged(33 * MIB + MIB // 2 + 1), charged(33 * MIB + MIB // 2)),
+        ("witnesses_disagree", witnessed(CHARGED_BYTES - 1), witnessed(CHARGED_BYTES)),
+        ("no_charged_witness", witnessed(None), witnessed(CHARGED_BYTES)),
+        (
+            "no_charged_witness",
+            witnessed(CHARGED_BYTES, settings={"cgroup": "none: no permission"}),
+            recording(engines=(engine(settings={"cgroup": "none: no permission"}),)),  # scripted
+        ),
+        (
+            "warm_page_cache",
+            witnessed(100 * MIB, cached_bytes=2 * MIB + 1),
+            witnessed(100 * MIB, cached_bytes=2 * MIB),
+        ),
+        ("warm_page_cache", witnessed(100 * MIB, cached_bytes=3 * MIB), witnessed(None)),
         ("sampler_gaps", sampled_at(0, 0.6, 1.2), sampled_at(0, 0.5, 1.0)),
         ("schedule_not_kept", sent_late(0.11), sent_late(0.1)),
         ("engine_saturated", waited(0.21), waited(0.2)),
@@ -238,6 +292,35 @@ def test_one_late_send_in_two_hundred_is_no_doubt_about_the_schedule() -> None:
     assert codes(sent_late(5.0, of=1)) == {"schedule_not_kept"}
 
 
+def test_a_segment_after_the_last_charged_sample_contradicts_nothing() -> None:
+    run = witnessed(CHARGED_BYTES - 1)
+    assert "witnesses_disagree" in codes(run)
+    cut_off = replace(run, samples=(replace(run.samples[0], t_s=0.05),))
+    assert "witnesses_disagree" not in codes(cut_off)
+
+
+def test_file_pages_given_back_within_a_segment_were_in_its_peak() -> None:
+    run = witnessed(CHARGED_BYTES, idle={"host.rss": IDLE_BYTES, "host.file": 20 * MIB})
+    (only,) = run.segments
+    without = replace(only, gauges={**only.gauges, "host.file": 0})
+    assert "witnesses_disagree" not in codes(replace(run, segments=(without,)))
+    assert "witnesses_disagree" in codes(replace(run, segments=(without, without)))
+
+
+def test_forked_processes_are_not_held_against_the_charge() -> None:
+    run = witnessed(CHARGED_BYTES - 1)
+    (only,) = run.segments
+    forked = replace(only, gauges={**only.gauges, "host.processes": 2})
+    assert "witnesses_disagree" not in codes(replace(run, segments=(forked,)))
+
+
+def test_a_missing_charged_witness_says_why() -> None:
+    run = witnessed(None, settings={"cgroup": "none: no permission"})
+    told = [f.text for f in findings_of(run, (), ()) if f.code == "no_charged_witness"]
+    assert len(told) == 1
+    assert "(no permission)" in told[0]
+
+
 def test_requests_that_did_not_run_are_counted_by_reason() -> None:
     outcomes = {
         "a": RequestRecord(request_id="a", outcome="rejected", reason="exceeds_context"),
@@ -262,6 +345,28 @@ def test_the_self_test_says_what_segments_and_what_samples_saw() -> None:
         (LOST_SPIKE, "segments saw 0 and the 10 Hz sampler saw 0. Peaks of this run can be too"),
     ):
         assert any(told in finding.text for finding in findings_of(run, (), ()))
+
+
+def test_the_self_test_says_what_the_witness_saw() -> None:
+    for at_s, count in ((1.15, 1), (1.21, 0)):
+        run = replace(WHOLE_SPIKE, witness=read_at_1_khz(at_s, IDLE_BYTES + 50 * MIB))
+        texts = [f.text for f in findings_of(run, (), ()) if f.code == "self_test"]
+        assert f"and the 1 kHz one {count}." in texts[0]
+
+
+def test_contradicted_segments_are_counted_and_the_worst_is_told() -> None:
+    pair = (segment(), segment(start_s=0.1, end_s=0.2))
+    seen = Witness(t_s=[0.05, 0.15], rss_bytes=[PEAK_BYTES + 3 * MIB, PEAK_BYTES + 7 * MIB])
+    found = findings_of(recording(segments=pair, witness=seen), (), ())
+    text = next(f.text for f in found if f.code == "peak_below_sample")
+    assert "In 2 of 2 segments" in text
+    assert f"by {7 * MIB:,} bytes at most (at 0.200 s)" in text
+
+
+def test_a_witness_that_never_read_is_no_witness() -> None:
+    run = recording(segments=(segment(end_s=9.0),), witness=Witness(t_s=[], rss_bytes=[]))
+    assert "no_witness" in codes(run)
+    assert "no_witness" not in codes(replace(run, segments=()))
 
 
 def test_a_spike_is_held_against_the_lower_reading_around_it() -> None:
@@ -294,18 +399,45 @@ def withheld(run: Recording) -> list[str]:
 def test_a_withheld_percentile_says_what_it_needs() -> None:
     (text,) = withheld(with_requests(30))
     assert "Class short" in text
-    assert "p99 (n=30, needs 100)" in text
+    assert "p99 (n=30, needs 368) of attributed memory, TTFT" in text
+    assert "p99 (0 excursions beyond it, needs 10) of co-resident memory" in text
     assert "p95" not in text
     for figure in ("co-resident memory", "attributed memory", "TTFT", "TPOT", "end-to-end"):
         assert figure in text
 
 
-def test_enough_requests_withhold_nothing() -> None:
-    assert withheld(with_requests(100)) == []
+def test_enough_requests_withhold_nothing_of_theirs() -> None:
+    (text,) = withheld(with_requests(368))
+    # All of them are in one step, which is no independent excursion of anything.
+    assert "p99 (0 excursions beyond it, needs 10)" in text
+    assert "attributed" not in text and "TTFT" not in text
+
+
+def test_below_the_fallback_it_is_requests_that_are_missing() -> None:
+    (text,) = withheld(with_requests(19))
+    assert "p95 (n=19, needs 20), p99 (n=19, needs 20) of co-resident memory" in text
+
+
+@pytest.mark.parametrize(("slope", "fires"), [(0.89, 1), (0.9, 0), (1.1, 0), (1.11, 1)])
+def test_resident_memory_that_does_not_follow_kv_is_told(slope: float, fires: int) -> None:
+    found = [
+        finding
+        for finding in findings_of(
+            recording(), (), (), KvSlope(slope=slope, low=slope - 0.1, high=slope + 0.1, n=48)
+        )
+        if finding.code == "kv_slope_off"
+    ]
+    assert len(found) == fires
+    assert all(f"fell by {slope:.2f} bytes" in finding.text for finding in found)
+
+
+def test_too_little_kv_given_back_is_no_doubt() -> None:
+    codes = [finding.code for finding in findings_of(recording(), (), (), None)]
+    assert "kv_slope_off" not in codes
 
 
 def open_by(ratio: float) -> Attribution:
-    made = host_attribution([segment()], recording().engines[0], heap_free_bytes=0)
+    made = host_attribution([segment()], recording().engines[0], composed={"host.heap_free": 0})
     assert made is not None
     return replace(made, total_bytes=1000, unexplained_bytes=round(1000 * ratio))
 

@@ -68,6 +68,30 @@ def test_a_spike_of_3_ms_is_seen_20_times_of_20_where_a_10_hz_sampler_misses_mos
     assert by_samples <= 10
 
 
+# Steps of 5 ms whose own memory is a few pages: what a spike stands on is known.
+STEADY = MODEL.replace("20480", "16").replace("8192, vocab", "64, vocab")
+
+
+@pytest.mark.parametrize("spike_mb", [20, 200])
+def test_a_spike_inside_a_c_call_that_lets_no_python_run_is_seen_with_its_height(
+    tmp_path: Path, spike_mb: int
+) -> None:
+    spikes = f"self_test: {{spike: {spike_mb}MB, hold: 1ms, count: 6, every: 150ms, "
+    busy = '{"timestamp": 0, "input_length": 100, "output_length": 800}\n'
+    recording = measured(tmp_path, STEADY + spikes + "made_by: c_call, seed: 5}\n", busy)
+    idle = recording.engines[0].idle["host.rss"]
+    heights = [
+        max(
+            s.peak["host.hwm"] - idle
+            for s in recording.segments
+            if s.start_s <= spike.gone_s and s.end_s >= spike.resident_s
+        )
+        for spike in recording.planted
+    ]
+    assert len(heights) == 6
+    assert all(abs(height - spike_mb * MB) < 1 * MB for height in heights)
+
+
 def test_the_height_of_one_request_is_its_blocks_and_activations_within_1_mb(
     tmp_path: Path,
 ) -> None:

@@ -8,13 +8,20 @@ the reason is kept as text, and activations are then known by a lower bound only
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memplan.compiled import compile_once
+from memplan.engines.meter import TensorPeaks
+
+if TYPE_CHECKING:
+    import torch
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SYMBOLS = (b"_ZN3c109alloc_cpuEm", b"_ZN3c108free_cpuEPv")
@@ -22,6 +29,10 @@ OFF = "MEMPLAN_NO_TENSOR_HOOK"
 """Environment variable: measures without the hook, as on a machine without a compiler."""
 REASON = "MEMPLAN_TENSOR_HOOK_MISSING"
 """How memplan tells the worker why there is no hook."""
+WEIGHTS, STEP = "weights", "step"
+"""Owners of tensors that no part of the model makes: the weights, and a step's own inputs."""
+_OWNERS = 64
+"""As in live_tensors.c."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,42 +53,76 @@ def find_hook(cache: Path) -> Hook:
     libc10 = Path(found.submodule_search_locations[0]) / "lib" / "libc10.so"
     if not libc10.exists() or not all(name in libc10.read_bytes() for name in _SYMBOLS):
         return Hook(library=None, reason="this torch's libc10.so has no alloc_cpu to stand before")
-    target = cache / f"live_tensors-{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:12]}.so"
-    if target.exists():
-        return Hook(library=target)
-    return _compile(target)
-
-
-def _compile(target: Path) -> Hook:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return Hook(library=None, reason="no C compiler (cc, gcc or clang) on PATH")
-    scratch = target.with_suffix(f".{os.getpid()}")
-    command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(scratch), str(_SOURCE), "-ldl"]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode == 0:
-            scratch.rename(target)
-            return Hook(library=target)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Hook(library=None, reason=f"{compiler} could not be run: {error}")
-    lines = done.stderr.strip().splitlines()
-    return Hook(library=None, reason=f"{compiler} failed: {lines[-1] if lines else 'no output'}")
+    hook = compile_once(_SOURCE, "library", cache)
+    return Hook(library=hook.path, reason=hook.reason)
 
 
 class LiveTensors:
-    """Inside the engine: reads the preloaded hook."""
+    """Inside the engine: reads the preloaded hook, and tells it which part of the model runs."""
 
     def __init__(self) -> None:
         process = ctypes.CDLL(None)
-        self._live = process.memplan_live_bytes
-        self._take_peak = process.memplan_take_peak_bytes
-        self._live.restype = self._take_peak.restype = ctypes.c_int64
+        self._take = process.memplan_take_tensors
+        self._out = (ctypes.c_int64 * (3 + _OWNERS))()
+        self._running = ctypes.c_int32.in_dll(process, "memplan_owner")
+        self._interpreter = process.memplan_interpreter_bytes
+        self._interpreter.restype = ctypes.c_int64
+        self._owners = [STEP, WEIGHTS]
+        self._modules: list[str | None] = [None]
 
-    def take(self) -> tuple[int, int]:
-        """(peak since the last call, live now), in bytes."""
-        return int(self._take_peak()), int(self._live())
+    def take(self) -> TensorPeaks:
+        """The interval since the last call ends, and the next begins."""
+        self._take(self._out)
+        peak, live, module, *by_owner = self._out[: 3 + len(self._owners)]
+        return TensorPeaks(
+            peak_bytes=peak,
+            live_bytes=live,
+            by_owner={
+                name: size
+                for name, size in zip(self._owners, by_owner, strict=True)
+                if size and name != WEIGHTS
+            },
+            module=self._modules[module],
+        )
+
+    @contextmanager
+    def owned_by(self, owner: str) -> Iterator[None]:
+        """Tensors made in the meantime belong to ``owner``."""
+        before, self._running.value = self._running.value, self._owner_id(owner)
+        try:
+            yield
+        finally:
+            self._running.value = before
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """From now on each part of the model owns what it makes. About 0.2 µs a call."""
+        for name, module in _parts(model, ""):
+            owner = self._owner_id(re.sub(r"\.\d+", ".*", name))
+            self._modules.append(name)
+            module.forward = self._counted(module.forward, len(self._modules) - 1 << 8 | owner)
+
+    def interpreter_bytes(self) -> int:
+        """Arenas of Python's small objects that were mapped since ``count_interpreter``."""
+        return int(self._interpreter())
+
+    def _owner_id(self, owner: str) -> int:
+        if owner not in self._owners:
+            if len(self._owners) == _OWNERS:
+                return 0
+            self._owners.append(owner)
+        return self._owners.index(owner)
+
+    def _counted(self, forward: Callable[..., Any], running: int) -> Callable[..., Any]:
+        cell = self._running
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before, cell.value = cell.value, running
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                cell.value = before
+
+        return counted
 
 
 def open_live_tensors() -> LiveTensors | str:
@@ -86,11 +131,50 @@ def open_live_tensors() -> LiveTensors | str:
 
     try:
         counted = LiveTensors()
-    except AttributeError:
+    except (AttributeError, ValueError):
         return os.environ.get(REASON) or "the hook is not preloaded"
-    _, before = counted.take()
+    before = counted.take().live_bytes
     probe = torch.empty(1 << 20, dtype=torch.uint8)
-    peak, after = counted.take()
-    if min(peak, after) - before < probe.numel():
+    seen = counted.take()
+    if min(seen.peak_bytes, seen.live_bytes) - before < probe.numel():
         return "the hook is preloaded and does not see torch's allocations"
     return counted
+
+
+def count_interpreter() -> None:
+    """Makes Python map its arenas through the hook; to be called before the heavy imports."""
+
+    class Allocator(ctypes.Structure):  # PyObjectArenaAllocator, Include/cpython/objimpl.h
+        _fields_ = (
+            ("context", ctypes.c_void_p),
+            ("alloc", ctypes.c_void_p),
+            ("free", ctypes.c_void_p),
+        )
+
+    process = ctypes.CDLL(None)
+    try:
+        allocator = Allocator(
+            None,
+            ctypes.cast(process.memplan_map_arena, ctypes.c_void_p),
+            ctypes.cast(process.memplan_unmap_arena, ctypes.c_void_p),
+        )
+    except AttributeError:
+        return  # not preloaded; open_live_tensors says why
+    ctypes.pythonapi.PyObject_SetArenaAllocator(ctypes.byref(allocator))
+
+
+def _parts(model: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules by which memory is told apart: what stands beside the layers, each layer, and the
+    parts of each layer but its norms, which own next to nothing."""
+    for name, module in model.named_children():
+        where = f"{prefix}{name}"
+        if "Norm" in type(module).__name__:
+            continue
+        if not module._modules:
+            yield where, module
+        elif name.isdigit():
+            yield where, module
+            parts = module.named_children()
+            yield from ((f"{where}.{n}", m) for n, m in parts if "Norm" not in type(m).__name__)
+        else:
+            yield from _parts(module, f"{where}.")

