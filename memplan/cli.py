@@ -70,7 +70,7 @@ def replay(
         bool, typer.Option("--restart-engine", help="Start a dead engine again, 3 times at most.")
     ] = False,
     out: OutOption = None,
-    sample_period: PeriodOption = "10ms",
+    sample_period: PeriodOption = "50ms",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,7 +111,7 @@ def profile(
     repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per class, alone.")] = 3,
     memory_limit: LimitOption = None,
     out: OutOption = None,
-    sample_period: PeriodOption = "10ms",
+    sample_period: PeriodOption = "50ms",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -205,7 +205,7 @@ def demo(
     trace = builtin_path("azure_code_2023.slice.csv")
     workload = trace_waves(trace, deployment, limit=60, length_scale=0.5, dilation=4.0)
     folder = out or Path("memplan-runs") / run_name(deployment, "demo")
-    _measured("replay", deployment, workload, folder, "10ms", force)
+    _measured("replay", deployment, workload, folder, "50ms", force)
     found = read_runs([folder])
     print_runs(found, as_json=False)
     write_html(found, folder / REPORT, nodes=None, force=True)

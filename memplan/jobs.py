@@ -165,10 +165,10 @@ def sample_period_s(text: str) -> float:
         period_s = parse_seconds(text)
     except InputError as error:
         raise InputError(
-            f"--sample-period: {error.message}", hint="--sample-period 10ms"
+            f"--sample-period: {error.message}", hint="--sample-period 50ms"
         ) from error
     if period_s < 1e-3:
         raise InputError(
-            f"--sample-period {text}: expected at least 1ms", hint="--sample-period 10ms"
+            f"--sample-period {text}: expected at least 1ms", hint="--sample-period 50ms"
         )
     return period_s

@@ -37,6 +37,12 @@ def drift_bound_bytes(cpu_count: int) -> int:
     return 3 * cpu_count * max(32, 2 * cpu_count) * PAGE_BYTES
 
 
+def peak_in(text: bytes) -> int:
+    """The high-water mark in a process's status, in bytes; 0 where there is none."""
+    at = text.find(b"VmHWM:") + 6
+    return int(text[at : text.index(b" kB", at)]) * 1024 if at > 5 else 0
+
+
 class ProcessMemory:
     """One process's memory, with its files kept open.
 
@@ -57,18 +63,27 @@ class ProcessMemory:
 
     def read(self) -> Mapping[str, int]:
         """All host gauges, in bytes. ``host.hwm`` is the peak since the last ``reset_peak``."""
-        return self._gauges(os.pread(self._status, 4096, 0))
+        return self.gauges_of(self.read_text())
 
     def take_peak(self) -> Mapping[str, int]:
         """``read`` and ``reset_peak`` with nothing between them but one system call's return.
 
         What comes and goes in that gap, a microsecond or two, is seen by neither side.
         """
+        return self.gauges_of(self.take_text())
+
+    def read_text(self) -> bytes:
+        """What ``gauges_of`` reads later, when there is time."""
+        return os.pread(self._status, 4096, 0)
+
+    def take_text(self) -> bytes:
+        """``read_text`` and ``reset_peak``, as in ``take_peak``."""
         text = os.pread(self._status, 4096, 0)
         self.reset_peak()
-        return self._gauges(text)
+        return text
 
-    def _gauges(self, text: bytes) -> dict[str, int]:
+    def gauges_of(self, text: bytes) -> dict[str, int]:
+        """As ``read`` returns them. Raises ProcessLookupError for the text of a dead process."""
         gauges = {
             _STATUS_GAUGES[name]: int(kib) * 1024
             for name, kib in _STATUS_LINE.findall(text)

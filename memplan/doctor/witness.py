@@ -53,6 +53,6 @@ def _no(found: str, *, remedy: str) -> Check:
         name="fast sampler",
         state="no",
         found=found,
-        means="a peak that another profiler took away shows only in the 100 Hz timeline",
+        means="a peak that another profiler took away shows only in the 20 Hz timeline",
         remedy=remedy,
     )

@@ -10,11 +10,11 @@ import contextlib
 import ctypes
 import mmap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from memplan.engines.composition import HostComposition
-from memplan.engines.meter import DevicePeaks, TensorPeaks
+from memplan.engines.meter import DevicePeaks, TensorCounter
 from memplan.engines.scheduler import Row
 from memplan.pages import PAGE_BYTES
 
@@ -66,7 +66,7 @@ class BallastRunner:
     def device_peaks(self) -> DevicePeaks | None:
         return None
 
-    def tensor_peaks(self) -> Callable[[], TensorPeaks] | None:
+    def tensors(self) -> TensorCounter | None:
         return None
 
     def composition(self) -> HostComposition:

@@ -270,18 +270,22 @@ class EmbeddedEngine:
         self._remove_group()
 
 
+def segment_of(fields: Mapping[str, Any]) -> Segment:
+    """What a meter told of a segment."""
+    flights = [
+        InFlight(
+            request_id=request_id, kv_used_bytes=used, kv_reserved_bytes=reserved, tokens=tokens
+        )
+        for request_id, used, reserved, tokens in fields["in_flight"]
+    ]
+    slices = [Slice(end_s=end_s, peak_bytes=peak_bytes) for end_s, peak_bytes in fields["slices"]]
+    return Segment(**{**fields, "in_flight": tuple(flights), "slices": tuple(slices)})
+
+
 def _event(message: dict[str, Any]) -> EngineEvent:
     match message["type"]:
         case "segment":
-            fields = message["segment"]
-            flights = [
-                InFlight(request_id=r, kv_used_bytes=u, kv_reserved_bytes=v, tokens=t)
-                for r, u, v, t in fields["in_flight"]
-            ]
-            slices = tuple(Slice(end_s=t, peak_bytes=b) for t, b in fields["slices"])
-            return SegmentClosed(
-                segment=Segment(**{**fields, "in_flight": tuple(flights), "slices": slices})
-            )
+            return SegmentClosed(segment=segment_of(message["segment"]))
         case "ended":
             return Ended(record=RequestRecord(**message["record"]))
         case "fault":

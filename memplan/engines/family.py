@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from typing import NamedTuple
 
 from memplan.process_tree import family_of
-from memplan.procfs import ProcessMemory
+from memplan.procfs import ProcessMemory, peak_in
 
 # Listing takes 10 µs a thread. A child found late is counted from its birth on: its mark is its own.
 _LOOK_FOR_CHILDREN_S = 0.5
+
+
+class Cut(NamedTuple):
+    """The end of an interval, read and not yet understood: that can wait until the engine rests."""
+
+    peak_bytes: int
+    text: bytes
+    """The process's own status."""
+    children: tuple[dict[str, int], ...]
+    is_exact: bool
 
 
 class Family:
@@ -28,36 +39,48 @@ class Family:
         """False where marks cannot be reset, or can no longer be, or shall be left alone."""
         self._last_rss_bytes = self._own.read()["host.rss"]
 
-    def take(self) -> tuple[int, dict[str, int]]:
-        """The peak since the last call, and the gauges now. Where marks cannot be reset only the two
-        ends are known; the mark then covers the life of the process, kept as ``host.hwm_life``."""
+    def cut(self) -> Cut:
+        """Ends the interval since the last call. Where marks cannot be reset only its two ends are
+        known: the peak is the larger of them."""
         self._look_for_children()
-        marks, gauges = self._taken(self._own)
+        text = self._text_of(self._own)
+        marks = peak_in(text)
+        children = []
         for pid, memory in list(self._children.items()):
             try:
-                mark, theirs = self._taken(memory)
+                children.append(memory.gauges_of(self._text_of(memory)))
             except ProcessLookupError:  # ended between two readings; its last peak is lost with it
                 self._children.pop(pid).close()
                 continue
-            marks += mark
-            gauges = {name: gauges[name] + theirs[name] for name in gauges}
-        if self._children:
-            gauges["host.processes"] = 1 + len(self._children)
-        before, self._last_rss_bytes = self._last_rss_bytes, gauges["host.rss"]
-        if self.is_exact:
-            return marks, gauges
-        gauges["host.hwm_life"] = marks
-        return max(before, gauges["host.rss"]), gauges
+            marks += children[-1]["host.hwm"]
+        if not self.is_exact:
+            before = self._last_rss_bytes
+            self._last_rss_bytes = self._own.gauges_of(text)["host.rss"]
+            self._last_rss_bytes += sum(theirs["host.rss"] for theirs in children)
+            marks = max(before, self._last_rss_bytes)
+        return Cut(peak_bytes=marks, text=text, children=tuple(children), is_exact=self.is_exact)
 
-    def _taken(self, memory: ProcessMemory) -> tuple[int, dict[str, int]]:
+    def gauges_of(self, cut: Cut) -> dict[str, int]:
+        """What was held at its end. ``host.hwm_life`` is the mark of the whole life, where it was not
+        reset."""
+        gauges = self._own.gauges_of(cut.text)
+        for theirs in cut.children:
+            gauges = {name: gauges[name] + theirs[name] for name in gauges}
+        mark = gauges.pop("host.hwm")
+        if not cut.is_exact:
+            gauges["host.hwm_life"] = mark
+        if cut.children:
+            gauges["host.processes"] = 1 + len(cut.children)
+        return gauges
+
+    def _text_of(self, memory: ProcessMemory) -> bytes:
         try:
-            gauges = dict(memory.take_peak() if self.is_exact else memory.read())
+            return memory.take_text() if self.is_exact else memory.read_text()
         except ProcessLookupError:
             raise
         except OSError:  # the right to reset was taken away while we ran
             self.is_exact = False
-            gauges = dict(memory.read())
-        return gauges.pop("host.hwm"), gauges
+            return memory.read_text()
 
     def _reset(self) -> bool:
         try:

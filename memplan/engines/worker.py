@@ -16,90 +16,24 @@ import socket
 import sys
 import time
 from array import array
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from memplan.engines.allocator import allocator_settings, check_allocator
 from memplan.engines.allocator.trimming import Trimmer
 from memplan.engines.channel import Channel, ChannelClosedError, unpacked
-from memplan.engines.composition import HostComposition
-from memplan.engines.meter import DevicePeaks, SegmentMeter, TensorPeaks
+from memplan.engines.meter import Flight, SegmentMeter
 from memplan.engines.planted import SpikePlanter
+from memplan.engines.runner import Runner, open_runner
 from memplan.engines.scheduler import Row, Scheduler, Sequence
-from memplan.records import EngineFacts, InFlight, RequestRecord, Segment, SegmentKind
+from memplan.records import EngineFacts, RequestRecord, SegmentKind
 
 # Idle time is cut into segments of this length, so that a run's timeline has no long blanks.
 _IDLE_SEGMENT_S = 0.25
 _WARMUP_TOKENS = 16
-
-
-class Runner(Protocol):
-    """What computes. It owns weights and KV bytes; the scheduler owns which tokens run."""
-
-    version: str
-    device: str
-    device_name: str | None
-    vocab_tokens: int
-    context_tokens: int
-    weights_bytes: int
-    weights_mapped_bytes: int
-    kv_bytes_per_token: int
-    kv_is_reserved: bool
-
-    def load(self) -> None:
-        """Loads the weights."""
-        ...
-
-    def open_pool(self, blocks: int) -> None:
-        """Sets the KV pool up."""
-        ...
-
-    def run(self, rows: tuple[Row, ...]) -> list[int]:
-        """Computes a step; returns the next token id of each row that wants one, in order."""
-        ...
-
-    def release(self, blocks: tuple[int, ...]) -> None:
-        """These blocks hold nothing any more."""
-        ...
-
-    def device_peaks(self) -> DevicePeaks | None:
-        """None where the runner uses host memory only."""
-        ...
-
-    def tensor_peaks(self) -> Callable[[], TensorPeaks] | None:
-        """None where live host tensors cannot be counted."""
-        ...
-
-    def composition(self) -> HostComposition:
-        """What host memory is made of, once the pool is open. Raises OSError where pages cannot be
-        counted."""
-        ...
-
-    def weights_resident(self) -> Mapping[str, int]:
-        """``engine.weights_resident``; of it, ``…_mapped`` from files and ``…_heap`` in malloc's."""
-        ...
-
-    def settings(self) -> Mapping[str, str]:
-        """What else moves bytes, as text."""
-        ...
-
-
-def open_runner(config: Mapping[str, Any]) -> Runner:
-    """The runner that the deployment names; imports what it needs and loads nothing yet."""
-    match config["engine"]:
-        case "torch":
-            from memplan.engines.torch.live_tensors import count_interpreter
-
-            count_interpreter()
-            from memplan.engines.torch.runner import TorchRunner
-
-            return TorchRunner(config["settings"], config["model_folder"])
-        case "ballast":
-            from memplan.engines.ballast import BallastRunner
-
-            return BallastRunner(config["settings"], config["script"])
-        case other:
-            raise ValueError(f"no embedded engine is called {other!r}")
+# Sending costs as much as closing a segment, so closed ones are kept for a moment. If the engine is
+# killed, those are lost.
+_LONGEST_KEPT_S = 0.5
 
 
 class Worker:
@@ -114,6 +48,7 @@ class Worker:
         self._scheduler: Scheduler | None = None
         self._times: dict[str, dict[str, Any]] = {}
         self._planter: SpikePlanter | None = None
+        self._flushed_s = 0.0
         self._trimmer = Trimmer(self._settings["trim"], self._meter.now_s)
 
     def run(self) -> None:
@@ -122,7 +57,7 @@ class Worker:
         while self._take_messages():
             if self._scheduler is not None and self._scheduler.has_work:
                 self._step()
-        self._send(self._meter.close("idle", compose=True))
+        self._closed("idle")
 
     # --- start-up --------------------------------------------------------------------------
 
@@ -136,7 +71,7 @@ class Worker:
         runner.load()
         self._runner = runner
         self._meter.device = runner.device_peaks()
-        self._meter.tensors = runner.tensor_peaks()
+        self._meter.tensors = runner.tensors()
         scheduler = self._open_pool(runner)
         with contextlib.suppress(OSError):
             self._meter.composition = runner.composition()
@@ -169,14 +104,14 @@ class Worker:
             kv_block_tokens=self._settings["block_tokens"],
             weights_bytes=runner.weights_bytes,
             weights_mapped_bytes=runner.weights_mapped_bytes,
-            start=dict(start.gauges),
-            loaded=dict(loaded.gauges),
-            load_peak=dict(loaded.peak),
+            start=start["gauges"],
+            loaded=loaded["gauges"],
+            load_peak=loaded["peak"],
             idle={
-                **idle.gauges,
+                **idle["gauges"],
                 **weights,
                 **self._library_data(),
-                "host.warm_peak": warm.peak["host.hwm"],
+                "host.warm_peak": warm["peak"]["host.hwm"],
             },
             load_s=load_s,
             settings={
@@ -195,10 +130,9 @@ class Worker:
     def _peaks_text(self) -> str:
         return "exact" if self._meter.is_exact else "sampled at segment ends"
 
-    def _closed(self, kind: SegmentKind) -> Segment:
-        segment = self._meter.close(kind, compose=True)
-        self._send(segment)
-        return segment
+    def _closed(self, kind: SegmentKind) -> Mapping[str, Any]:
+        self._meter.close(kind, compose=True)
+        return self.flush()[-1]
 
     def _pool_blocks(self) -> int:
         return int(self._settings["max_kv_tokens"]) // int(self._settings["block_tokens"])
@@ -241,9 +175,11 @@ class Worker:
         """Takes what memplan sent; waits for it when there is nothing to do. False: stop."""
         assert self._scheduler is not None
         busy = self._scheduler.has_work
+        if not busy:
+            self.flush()
         messages = self._channel.receive(0 if busy else _IDLE_SEGMENT_S)
         if not busy:
-            self._send(self._meter.close("idle"))
+            self._meter.close("idle")
         for message in messages:
             match message["type"]:
                 case "stop":
@@ -279,9 +215,10 @@ class Worker:
             self._times[sequence.request_id]["admitted_s"] = now_s
         rows = scheduler.next_rows()
         scheduler.commit(rows, runner.run(rows))
-        segment = self._meter.close(
+        in_flight = self._in_flight(rows)
+        end_s = self._meter.close(
             "step",
-            in_flight=self._in_flight(rows),
+            in_flight=in_flight,
             prefill_tokens=sum(row.count for row in rows if not row.is_decode),
             decode_tokens=sum(1 for row in rows if row.is_decode),
             waiting=len(scheduler.waiting),
@@ -289,27 +226,27 @@ class Worker:
         )
         for row in rows:
             if row.wants_token:
-                self._times[row.sequence.request_id].setdefault("first_token_s", segment.end_s)
+                self._times[row.sequence.request_id].setdefault("first_token_s", end_s)
         finished, freed = scheduler.retire()
-        endings = [self._ending(sequence, segment.end_s) for sequence in finished]
-        self._send(segment, *endings)
+        endings = [self._ending(sequence, end_s) for sequence in finished]
+        if endings or end_s >= self._flushed_s + _LONGEST_KEPT_S:
+            self.flush(*endings)
         if freed:
             # In a segment of its own: the next step's peak must not start at memory already freed.
-            holders = segment.in_flight
             runner.release(freed)
             self._trimmer.after_release()
-            self._send(self._meter.close("release", in_flight=holders, engine=self._kv_gauge()))
+            self._meter.close("release", in_flight=in_flight, engine=self._kv_gauge())
 
-    def _in_flight(self, rows: tuple[Row, ...]) -> tuple[InFlight, ...]:
+    def _in_flight(self, rows: tuple[Row, ...]) -> tuple[Flight, ...]:
         assert self._scheduler is not None and self._runner is not None
         per_token = self._runner.kv_bytes_per_token
         scheduled = {row.sequence.request_id: row.count for row in rows}
         return tuple(
-            InFlight(
-                request_id=s.request_id,
-                kv_used_bytes=s.computed * per_token,
-                kv_reserved_bytes=self._scheduler.reserved_tokens(s) * per_token,
-                tokens=scheduled.get(s.request_id, 0),
+            (
+                s.request_id,
+                s.computed * per_token,
+                self._scheduler.reserved_tokens(s) * per_token,
+                scheduled.get(s.request_id, 0),
             )
             for s in self._scheduler.running
         )
@@ -334,40 +271,36 @@ class Worker:
         block_bytes = self._scheduler.block_tokens * self._runner.kv_bytes_per_token
         return {"engine.kv_blocks": blocks * block_bytes}
 
-    def _send(self, segment: Segment, *endings: dict[str, Any]) -> None:
-        messages = [{"type": "segment", "segment": _segment_fields(segment)}, *endings]
+    def flush(self, *endings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Sends the segments closed since the last time, and what follows from them."""
+        segments = self._meter.take()
+        self._flushed_s = self._meter.now_s()
+        messages = [{"type": "segment", "segment": fields} for fields in segments]
+        messages += endings
         if self._planter is not None:
             messages += [
                 {"type": "planted", **dataclasses.asdict(spike)} for spike in self._planter.take()
             ]
         self._channel.send(*messages)
-
-
-def _segment_fields(segment: Segment) -> dict[str, Any]:
-    """Like dataclasses.asdict, without its deep copies: this runs once a step."""
-    fields = {name: getattr(segment, name) for name in _SEGMENT_FIELDS}
-    fields["in_flight"] = [
-        (f.request_id, f.kv_used_bytes, f.kv_reserved_bytes, f.tokens) for f in segment.in_flight
-    ]
-    fields["slices"] = [(part.end_s, part.peak_bytes) for part in segment.slices]
-    return fields
-
-
-_SEGMENT_FIELDS = tuple(field.name for field in dataclasses.fields(Segment))
+        return segments
 
 
 def main() -> None:
     """``python -m memplan.engines.worker FD``: FD is the worker's end of the socket pair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # memplan ends the run, not the terminal
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    worker: Worker | None = None
     try:
         config = channel.receive(None)[0]
-        Worker(channel, config).run()
+        worker = Worker(channel, config)
+        worker.run()
     except ChannelClosedError:
         sys.exit(0)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         with contextlib.suppress(ChannelClosedError):
+            if worker is not None:
+                worker.flush()
             channel.send({"type": "fault", "text": text})
         raise
 

@@ -154,7 +154,9 @@ def _witness_facts(witness: WitnessSummary | None, duration_s: float) -> tuple[F
     gaps = (witness.gap_p50_s, witness.gap_p99_s, witness.gap_max_s)
     p50, p99, most = (seconds_text(gap) for gap in gaps)
     priority = f" at {witness.policy} priority" if witness.policy else ""
-    share = f"; {witness.cpu_s / duration_s:.1%} of one core" if witness.cpu_s and duration_s else ""
+    share = (
+        f"; {witness.cpu_s / duration_s:.1%} of one core" if witness.cpu_s and duration_s else ""
+    )
     return (
         Fact(
             name="1 kHz witness",

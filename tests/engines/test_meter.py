@@ -5,16 +5,38 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from memplan.engines.composition import HostComposition
+from memplan.engines.embedded import segment_of
 from memplan.engines.meter import LONGEST_SLICE_S, SegmentMeter, TensorPeaks
 from memplan.procfs import drift_bound_bytes
+from memplan.records import Segment, SegmentKind
 from memplan.units import MIB
 
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 DRIFT_BYTES = drift_bound_bytes(os.cpu_count() or 1)
+
+
+def closed(meter: SegmentMeter, kind: SegmentKind, **told: Any) -> Segment:
+    end_s = meter.close(kind, **told)
+    segment = segment_of(*meter.take())
+    assert segment.end_s == end_s
+    return segment
+
+
+class Tensors:
+    """Counts what it is told."""
+
+    def cut(self) -> bytes:
+        return b"9"
+
+    def peaks_of(self, cut: bytes) -> TensorPeaks:
+        return TensorPeaks(
+            peak_bytes=int(cut), live_bytes=4, by_owner={"mlp": 5}, module="layers.0.mlp"
+        )
 
 
 @pytest.fixture
@@ -25,8 +47,8 @@ def meter() -> Iterator[SegmentMeter]:
 
 
 def test_segments_are_contiguous_and_carry_what_they_are_told(meter: SegmentMeter) -> None:
-    first = meter.close("start")
-    second = meter.close("step", prefill_tokens=5, decode_tokens=2, waiting=1, engine={"a": 7})
+    first = closed(meter, "start")
+    second = closed(meter, "step", prefill_tokens=5, decode_tokens=2, waiting=1, engine={"a": 7})
     assert first.end_s == second.start_s
     assert (second.engine_start, second.prefill_tokens, second.decode_tokens) == (3, 5, 2)
     assert (second.waiting, second.gauges["a"]) == (1, 7)
@@ -37,12 +59,12 @@ def test_a_long_segment_is_cut_into_slices_whose_largest_peak_is_its_own(
     meter: SegmentMeter,
 ) -> None:
     meter.slice_long_segments()
-    meter.close("idle")
+    closed(meter, "idle")
     time.sleep(4 * LONGEST_SLICE_S)
     spike = mmap.mmap(-1, 32 * MIB, flags=FLAGS | mmap.MAP_POPULATE)
     spike.close()
     time.sleep(3 * LONGEST_SLICE_S)
-    segment = meter.close("step")
+    segment = closed(meter, "step")
     assert len(segment.slices) >= 3  # before, with and after the spike; equal ones are one
     assert segment.slices[-1].end_s <= segment.end_s
     assert sorted(segment.slices, key=lambda part: part.end_s) == list(segment.slices)
@@ -53,16 +75,21 @@ def test_a_long_segment_is_cut_into_slices_whose_largest_peak_is_its_own(
     assert peaks[0] < max(peaks) and peaks[-1] < max(peaks)
 
 
+def test_segments_are_kept_in_order_until_they_are_taken(meter: SegmentMeter) -> None:
+    meter.close("load")
+    meter.close("idle")
+    assert [fields["kind"] for fields in meter.take()] == ["load", "idle"]
+    assert meter.take() == []
+
+
 def test_a_short_segment_has_no_slices(meter: SegmentMeter) -> None:
     meter.slice_long_segments()
-    assert meter.close("step").slices == ()
+    assert closed(meter, "step").slices == ()
 
 
 def test_tensors_travel_with_the_segment(meter: SegmentMeter) -> None:
-    meter.tensors = lambda: TensorPeaks(
-        peak_bytes=9, live_bytes=4, by_owner={"mlp": 5}, module="layers.0.mlp"
-    )
-    segment = meter.close("step")
+    meter.tensors = Tensors()
+    segment = closed(meter, "step")
     assert (segment.peak["engine.tensors"], segment.gauges["engine.tensors"]) == (9, 4)
     assert (segment.tensors, segment.peak_module) == ({"mlp": 5}, "layers.0.mlp")
 
@@ -74,13 +101,13 @@ def test_the_composition_is_read_at_a_new_peak_and_else_seldom(meter: SegmentMet
     meter.composition = HostComposition(
         pool=(start, start + len(area)), interpreter_bytes=lambda: 5
     )
-    assert meter.close("idle").gauges["engine.kv_resident"] == 0
-    assert "engine.kv_resident" not in meter.close("idle").gauges  # no news, and too soon
+    assert closed(meter, "idle").gauges["engine.kv_resident"] == 0
+    assert "engine.kv_resident" not in closed(meter, "idle").gauges  # no news, and too soon
     area[: 16 * MIB] = bytes([1]) * (16 * MIB)
-    grown = meter.close("step").gauges
+    grown = closed(meter, "step").gauges
     assert grown["engine.kv_resident"] == 16 * MIB
     assert grown["host.interpreter"] == 5
-    assert meter.close("step", compose=True).gauges["engine.kv_resident"] == 16 * MIB
+    assert closed(meter, "step", compose=True).gauges["engine.kv_resident"] == 16 * MIB
 
 
 def test_what_malloc_keeps_free_is_told_by_its_resident_pages() -> None:

@@ -19,6 +19,7 @@ BOOKKEEPING = """
 import ctypes, json, random, torch
 from memplan.engines.torch.live_tensors import open_live_tensors
 hook = open_live_tensors()
+take = lambda: hook.peaks_of(hook.cut())
 usable = ctypes.CDLL(None).malloc_usable_size
 usable.argtypes, usable.restype = (ctypes.c_void_p,), ctypes.c_size_t
 size_of = lambda tensor: usable(tensor.untyped_storage().data_ptr())
@@ -28,7 +29,7 @@ RANDOM_LIVES = (
     BOOKKEEPING
     + """
 draw = random.Random(3)
-before = hook.take().live_bytes
+before = take().live_bytes
 held, live, most, wrong = [], 0, 0, 0
 for turn in range(30_000):
     if held and draw.random() < 0.45:
@@ -41,11 +42,11 @@ for turn in range(30_000):
         live += size_of(held[-1])
         most = max(most, live)
     if turn % 500 == 0:
-        seen = hook.take()
+        seen = take()
         wrong += (seen.live_bytes, seen.peak_bytes) != (before + live, before + most)
         most = live
 held.clear()
-print(json.dumps({"wrong": wrong, "left": hook.take().live_bytes - before}))
+print(json.dumps({"wrong": wrong, "left": take().live_bytes - before}))
 """
 )
 
@@ -70,15 +71,16 @@ class Model(torch.nn.Module):
         return self.head(x)
 with hook.owned_by("weights"):
     model = Model().requires_grad_(False)
-hook.watch(model)
+hook.know_parts(model)
+hook.watch(is_on=True)
 x = torch.ones(100, 64)
-hook.take()
+take()
 attention = model.layers[1].self_attn(x)
-at_attention = hook.take()
+at_attention = take()
 del attention
-hook.take()
+take()
 model(x)
-whole = hook.take()
+whole = take()
 print(json.dumps({
     "attention": [at_attention.module, dict(at_attention.by_owner)],
     "whole": [whole.module, dict(whole.by_owner)],

@@ -15,8 +15,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define OWNERS 64       /* parts of the model that memory is told apart by */
-#define SLOTS (1 << 17) /* live tensors that are remembered; more are counted, for owner 0 */
+#define OWNERS 64          /* parts of the model that memory is told apart by */
+#define SLOTS (1 << 15)    /* for live tensors with their owner; half of them can be taken */
+#define SMALL (16 << 10)   /* tensors below this many bytes are counted for owner 0: a decode step makes
+                              hundreds of them, which together hold next to nothing */
 
 /* Set by the engine before it enters a part of the model: module << 8 | owner. */
 int32_t memplan_owner = 0;
@@ -53,7 +55,7 @@ static void *original(const char *symbol) {
 }
 
 /* Open addressing with linear probing; a removal moves later entries of its run back. */
-static size_t home_of(uintptr_t address) { return (address >> 6) * 0x9E3779B97F4A7C15ull >> 47; }
+static size_t home_of(uintptr_t address) { return (address >> 6) * 0x9E3779B97F4A7C15ull >> 49; }
 
 static int remember(uintptr_t address, int64_t size_owner) {
   if (remembered > SLOTS / 2) return 0;
@@ -88,7 +90,9 @@ static void born(void *memory) {
   int32_t at = memplan_owner, owner = at & 0xff;
   int64_t size = malloc_usable_size(memory);
   take_lock();
-  if (!remember((uintptr_t)memory, size << 8 | owner)) {
+  if (size < SMALL) {
+    owner = 0;
+  } else if (!remember((uintptr_t)memory, size << 8 | owner)) {
     not_remembered += size;
     owner = 0;
   }
@@ -103,10 +107,12 @@ static void born(void *memory) {
 }
 
 static void died(void *memory) {
+  int64_t bytes = malloc_usable_size(memory);
+  if (bytes < SMALL && !memplan_counting) return;
   take_lock();
-  int64_t found = forget((uintptr_t)memory), size = found >> 8;
+  int64_t found = bytes < SMALL ? bytes << 8 : forget((uintptr_t)memory), size = found >> 8;
   if (found < 0) { /* made without a slot, or while nothing was counted */
-    size = not_remembered ? (int64_t)malloc_usable_size(memory) : 0;
+    size = not_remembered ? bytes : 0;
     not_remembered -= size;
     found = 0;
   }

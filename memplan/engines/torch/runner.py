@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from memplan.engines.allocator import trim_heap
 from memplan.engines.composition import HostComposition
-from memplan.engines.meter import DevicePeaks, TensorPeaks
+from memplan.engines.meter import DevicePeaks, TensorCounter
 from memplan.engines.scheduler import Row
 from memplan.engines.torch.attention import NAME, PagedAttention
 from memplan.engines.torch.cuda_memory import CudaMemory
@@ -24,6 +24,9 @@ from memplan.engines.torch.live_tensors import WEIGHTS, open_live_tensors
 from memplan.engines.torch.load_mode import LOAD_MODES, copy_into_memory
 from memplan.engines.torch.pool import KvPool
 from memplan.pages import Area, PageMap, file_areas, give_back
+
+_WATCHED_TOKENS = 32
+"""Of a step: with fewer, next to no tensor is large enough to be told apart by its owner."""
 
 COUNTED = "counted exactly by a hook on c10::alloc_cpu"
 
@@ -68,7 +71,7 @@ class TorchRunner:
             return
         with self._tensors.owned_by(WEIGHTS):
             self._load()
-        self._tensors.watch(self._model)
+        self._tensors.know_parts(self._model)
 
     def _load(self) -> None:
         AttentionInterface.register(NAME, self._attend)
@@ -118,6 +121,8 @@ class TorchRunner:
             if row.wants_token:
                 newest.append(len(ids) - 1)
         self._attention.prepare(rows)
+        if not isinstance(self._tensors, str):
+            self._tensors.watch(is_on=len(ids) >= _WATCHED_TOKENS)
         if not newest:  # a prompt chunk in the middle: no logits, but their shape must exist
             newest_tensor = torch.tensor([len(ids) - 1], device=self._device)
         else:
@@ -137,13 +142,15 @@ class TorchRunner:
     def device_peaks(self) -> DevicePeaks | None:
         if self._device.type == "cpu":
             if self._settings["cuda_snapshot"]:
-                raise RuntimeError("settings.cuda_snapshot is on, and torch sees no CUDA device here")
+                raise RuntimeError(
+                    "settings.cuda_snapshot is on, and torch sees no CUDA device here"
+                )
             return None
         snapshot = self._settings["cuda_snapshot"]
         return CudaMemory(self._device, Path(snapshot) if snapshot else None).take
 
-    def tensor_peaks(self) -> Callable[[], TensorPeaks] | None:
-        return None if isinstance(self._tensors, str) else self._tensors.take
+    def tensors(self) -> TensorCounter | None:
+        return None if isinstance(self._tensors, str) else self._tensors
 
     def composition(self) -> HostComposition:
         return HostComposition(
