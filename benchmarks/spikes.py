@@ -152,6 +152,7 @@ def measure(
     )
     command = [sys.executable, "-m", "memplan", "replay", str(folder / "trace.jsonl")]
     options = ["--model", str(folder / "model.yaml"), "--out", str(folder / "run"), "--json"]
+    options += ["--sample-period", f"{SAMPLE_PERIOD_S}s"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"memplan replay ended with {done.returncode}:\n{done.stderr}")

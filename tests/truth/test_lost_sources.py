@@ -19,10 +19,11 @@ from builders import engine, recording
 from hidden_processes import run_where_hidden, why_nothing_can_be_hidden
 
 from memplan.cli import run
+from memplan.engines.embedded import segment_of
 from memplan.engines.meter import SegmentMeter
 from memplan.probes.host import HostProbe
 from memplan.recording import read_run
-from memplan.records import Finding, Recording, Sample
+from memplan.records import Finding, Recording, Sample, Segment
 from memplan.stats.findings import clocks, lost
 from memplan.units import MIB
 
@@ -68,16 +69,22 @@ def document(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
 # --- the mark ---------------------------------------------------------------------------------
 
 
+def closed(meter: SegmentMeter, count: int) -> list[Segment]:
+    for _ in range(count):
+        meter.close("step")
+    return [segment_of(fields) for fields in meter.take()]
+
+
 def test_a_mark_that_can_no_longer_be_reset_is_told_from_its_second_on() -> None:
     meter = SegmentMeter(epoch_s=time.monotonic(), engine_start=0)
-    exact = [meter.close("step") for _ in range(3)]
+    exact = closed(meter, 3)
     for link in Path("/proc/self/fd").iterdir():
         if link.is_symlink() and link.readlink().name == "clear_refs":
             # The kernel now answers every write with ENOSPC.
             full = os.open("/dev/full", os.O_WRONLY)
             os.dup2(full, int(link.name))
             os.close(full)
-    by_ends = [meter.close("step") for _ in range(3)]
+    by_ends = closed(meter, 3)
     assert all("host.hwm_life" not in s.gauges for s in exact)
     assert all(s.gauges["host.hwm_life"] >= s.peak["host.hwm"] for s in by_ends)
 
