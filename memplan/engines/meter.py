@@ -154,6 +154,11 @@ class SegmentMeter:
         )
         return self._opened_s
 
+    @property
+    def kept(self) -> int:
+        """Segments closed and not taken."""
+        return len(self._closed)
+
     def take(self) -> list[dict[str, Any]]:
         """The segments that were closed since the last call, in order: the fields of a Segment, with
         tuples for in_flight (the fields of InFlight) and slices (those of Slice)."""

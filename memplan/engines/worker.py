@@ -34,6 +34,8 @@ _WARMUP_TOKENS = 16
 # Sending costs as much as closing a segment, so closed ones are kept for a moment. If the engine is
 # killed, those are lost.
 _LONGEST_KEPT_S = 0.5
+_MOST_KEPT = 32
+"""About 3 KB each, which are in the engine's own memory."""
 
 
 class Worker:
@@ -229,7 +231,8 @@ class Worker:
                 self._times[row.sequence.request_id].setdefault("first_token_s", end_s)
         finished, freed = scheduler.retire()
         endings = [self._ending(sequence, end_s) for sequence in finished]
-        if endings or end_s >= self._flushed_s + _LONGEST_KEPT_S:
+        is_due = end_s >= self._flushed_s + _LONGEST_KEPT_S or self._meter.kept >= _MOST_KEPT
+        if endings or is_due:
             self.flush(*endings)
         if freed:
             # In a segment of its own: the next step's peak must not start at memory already freed.

@@ -89,7 +89,7 @@ def test_tokens_equal_those_of_transformers_generation(
         generated = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False
         )
-        assert sequence.output == generated[0, len(sequence.prompt) :].tolist()
+        assert list(sequence.output) == generated[0, len(sequence.prompt) :].tolist()
 
 
 def test_a_hugging_face_folder_is_replayed_through_the_cli(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_fp32_tokens_equal_those_of_one_by_one_generation(fp32_folder: Path) -> 
             max_new_tokens=sequence.output_tokens,
             do_sample=False,
         )
-        assert sequence.output == generated[0, len(sequence.prompt) :].tolist()
+        assert list(sequence.output) == generated[0, len(sequence.prompt) :].tolist()
     assert steps < sum(output for _, output in SHAPES), "requests really ran together"
 
 

@@ -79,17 +79,20 @@ def test_a_spike_inside_a_c_call_that_lets_no_python_run_is_seen_with_its_height
     spikes = f"self_test: {{spike: {spike_mb}MB, hold: 1ms, count: 6, every: 150ms, "
     busy = '{"timestamp": 0, "input_length": 100, "output_length": 800}\n'
     recording = measured(tmp_path, STEADY + spikes + "made_by: c_call, seed: 5}\n", busy)
-    idle = recording.engines[0].idle["host.rss"]
-    heights = [
-        max(
-            s.peak["host.hwm"] - idle
+    errors = []
+    for spike in recording.planted:
+        # The engine itself moves by some hundred KB: the segments that it has not sent yet.
+        before = [s for s in recording.segments if s.end_s <= spike.began_s][-1]
+        after = next(s for s in recording.segments if s.start_s >= spike.gone_s)
+        stood_on = min(before.gauges["host.rss"], after.gauges["host.rss"])
+        highest = max(
+            s.peak["host.hwm"]
             for s in recording.segments
             if s.start_s <= spike.gone_s and s.end_s >= spike.resident_s
         )
-        for spike in recording.planted
-    ]
-    assert len(heights) == 6
-    assert all(abs(height - spike_mb * MB) < 1 * MB for height in heights)
+        errors.append(highest - stood_on - spike_mb * MB)
+    assert len(errors) == 6
+    assert [error for error in errors if abs(error) >= 1 * MB] == []
 
 
 def test_the_height_of_one_request_is_its_blocks_and_activations_within_1_mb(
