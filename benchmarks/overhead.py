@@ -367,6 +367,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=70, help="of each phase and thread count")
     parser.add_argument("--parts", action="store_true", help="each source alone, too")
+    parser.add_argument(
+        "--threads", type=int, action="append", help="of the engine; again for more than one"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--engine-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--memplan-side", nargs=3, help=argparse.SUPPRESS)
@@ -381,7 +384,7 @@ def main() -> None:
     treatments = list(TREATMENTS) if arguments.parts else ["everything", "everything", "nothing"]
     plan = {"seconds": arguments.seconds, "treatments": treatments}
     rows, began_s, load_before = [], time.monotonic(), os.getloadavg()
-    for threads in THREADS:
+    for threads in arguments.threads or THREADS:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "pairs.json"
             # A process between us and the one that is stopped and continued, or a shell would notice.
