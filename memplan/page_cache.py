@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from memplan.pages import PAGE_BYTES
 
 # One byte a page comes back: 64 KiB of answer for each of these.
 _WINDOW_BYTES = 65_536 * PAGE_BYTES

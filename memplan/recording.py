@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from memplan.errors import RecordingError
 from memplan.records import (
+    CUDA_SNAPSHOT,
     SCHEMA,
     EngineFacts,
     Finding,
@@ -41,8 +42,6 @@ WITNESS, ENGINE_LOG = "witness.bin", "engine.log"
 REPORT = "report.html"
 """Where `memplan report` puts the page of a run, unless told otherwise."""
 
-CUDA_SNAPSHOT = "cuda_snapshot.pickle"
-"""Where the engine puts what lived on the device at its peak, if it was asked to."""
 _FILES = (
     *(HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, WITNESS),
     *(ENGINE_LOG, CUDA_SNAPSHOT, REPORT),

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SCHEMA = "memplan.recording/1"
+CUDA_SNAPSHOT = "cuda_snapshot.pickle"
+"""The one file of a run folder that the engine writes, beside its log: what lived on the device at its
+peak, if it was asked to."""
 
 Outcome = Literal["completed", "failed", "rejected", "unfinished", "not_sent"]
 SegmentKind = Literal["start", "load", "warmup", "idle", "step", "release"]

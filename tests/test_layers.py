@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "process_tree": set(),
     "procfs": {"errors", "units", "pages"},
     "cgroups": {"errors", "units"},
-    "page_cache": {"errors", "units"},
+    "page_cache": {"pages"},
     "compiled": {"errors", "units"},
     "gguf_header": {"errors"},
     "specs": {"errors", "units", "gguf_header"},

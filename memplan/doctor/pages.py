@@ -54,7 +54,7 @@ def page_scan() -> Check:
         else "no PAGEMAP_SCAN: the page map is read entry by entry",
         means="counting takes 3 µs a MiB"
         if can_scan
-        else "counting takes about ten times as long, between steps; no figure is lost",
+        else "counting takes about seven times as long, between steps; no figure is lost",
         remedy="" if can_scan else "Linux 6.7 or newer",
     )
 

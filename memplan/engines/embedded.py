@@ -27,6 +27,7 @@ from memplan.engines.witnessed import (
 )
 from memplan.errors import EngineError, MachineError
 from memplan.records import (
+    CUDA_SNAPSHOT,
     EngineFacts,
     InFlight,
     PlantedSpike,
@@ -39,8 +40,6 @@ from memplan.specs import Deployment
 from memplan.units import bytes_text
 
 _STOP_S = 20.0
-CUDA_SNAPSHOT = "cuda_snapshot.pickle"
-"""Beside the engine's log."""
 
 
 class EmbeddedEngine:
