@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "records": {"errors", "units"},
     "pages": set(),
     "process_tree": set(),
-    "procfs": {"errors", "units", "pages"},
+    "procfs": {"pages"},
     "cgroups": {"errors", "units"},
     "page_cache": {"pages"},
     "compiled": {"errors", "units"},

@@ -112,7 +112,7 @@ def _named_runtime(engine: EngineFacts, composed: Mapping[str, int]) -> Mapping[
         "interpreter": composed.get("host.interpreter", 0),
         "not told apart": _idle_without_source(engine),
     }
-    return {name: max(0, size) for name, size in parts.items() if size > 0}
+    return {name: size for name, size in parts.items() if size > 0}
 
 
 def _idle_without_source(engine: EngineFacts) -> int:

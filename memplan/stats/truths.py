@@ -130,8 +130,7 @@ def truths_at(gauges: Mapping[str, int], engine: EngineFacts) -> Truths:
 
 def charged_peak_bytes(recording: Recording, engine: EngineFacts) -> int | None:
     """The group's own mark: while this engine served, or of its life where it cannot be set back."""
-    marks = [s.values.get("cgroup.peak") for s in samples_of(recording, engine)]
-    return max((mark for mark in marks if mark is not None), default=None)
+    return _largest_mark(samples_of(recording, engine))
 
 
 def samples_of(recording: Recording, engine: EngineFacts) -> list[Sample]:
@@ -165,15 +164,20 @@ def _at_the_peak(worst: Segment, engine: EngineFacts, samples: Sequence[Sample])
         gauges["cgroup.shmem"] = nearest.values["cgroup.shmem"]
     resident = worst.peak["host.hwm"]
     alone, shared, libraries = _demand(resident, gauges, engine)
-    marks = [s.values["cgroup.peak"] for s in samples if "cgroup.peak" in s.values]
     return Truths(
         resident_bytes=resident,
         proportional_bytes=None,
-        charged_bytes=max(marks, default=None),
+        charged_bytes=_largest_mark(samples),
         working_set_bytes=max(working_sets, default=None),
         demand_alone_bytes=alone,
         demand_shared_bytes=shared,
         demand_libraries_bytes=libraries,
+    )
+
+
+def _largest_mark(samples: Sequence[Sample]) -> int | None:
+    return max(
+        (s.values["cgroup.peak"] for s in samples if "cgroup.peak" in s.values), default=None
     )
 
 
