@@ -15,7 +15,7 @@ from typing import Any
 
 from memplan.engines.composition import HostComposition
 from memplan.engines.meter import DevicePeaks, TensorCounter
-from memplan.engines.scheduler import Row
+from memplan.engines.sequence import Row
 from memplan.pages import PAGE_BYTES
 
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

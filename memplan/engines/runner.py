@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from memplan.engines.composition import HostComposition
 from memplan.engines.meter import DevicePeaks, TensorCounter
-from memplan.engines.scheduler import Row
+from memplan.engines.sequence import Row
 
 
 class Runner(Protocol):

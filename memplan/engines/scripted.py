@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from memplan.clock import VirtualClock
 from memplan.engines import Ended, EngineEvent, SegmentClosed
-from memplan.engines.scheduler import Row, Scheduler, Sequence
+from memplan.engines.scheduler import Scheduler
+from memplan.engines.sequence import Row, Sequence
 from memplan.records import (
     EngineFacts,
     InFlight,

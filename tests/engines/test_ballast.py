@@ -3,7 +3,7 @@
 import pytest
 
 from memplan.engines.ballast import BallastRunner
-from memplan.engines.scheduler import Row, Sequence
+from memplan.engines.sequence import Row, Sequence
 from memplan.procfs import PAGE_BYTES, ProcessMemory
 from memplan.units import MIB
 

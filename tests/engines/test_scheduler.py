@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.engines.scheduler import Refusal, Row, Scheduler, Sequence
+from memplan.engines.scheduler import Scheduler
+from memplan.engines.sequence import Refusal, Row, Sequence
 
 Lengths = tuple[int, int]
 
@@ -84,14 +85,14 @@ def run(limits: Limits, arrivals: list[list[Lengths]]) -> History:
         finished, freed = scheduler.retire()
         history.finished += finished
         check_pool(scheduler, limits)
-        assert set(freed) <= set(scheduler._free)
+        assert set(freed) <= set(scheduler.book._free)
         assert len(history.steps) < 10_000, "it never ends"
     return history
 
 
 def check_pool(scheduler: Scheduler, limits: Limits) -> None:
     held = [block for sequence in scheduler.running for block in sequence.blocks]
-    assert sorted(held + scheduler._free) == list(range(limits.pool_blocks))
+    assert sorted(held + scheduler.book._free) == list(range(limits.pool_blocks))
     assert len(scheduler.running) <= limits.max_requests
 
 

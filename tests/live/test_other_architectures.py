@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from memplan.cli import run
-from memplan.engines.scheduler import Scheduler, Sequence
+from memplan.engines.scheduler import Scheduler
+from memplan.engines.sequence import Sequence
 from memplan.recording import read_run
 
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("default")]

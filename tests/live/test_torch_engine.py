@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from memplan.engines.scheduler import Scheduler, Sequence
+from memplan.engines.scheduler import Scheduler
+from memplan.engines.sequence import Sequence
 
 pytestmark = [
     pytest.mark.live,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from memplan.engines.scheduler import Row
+from memplan.engines.sequence import Row
 from memplan.engines.torch.pool import KvPool
 
 NAME = "memplan_paged"

@@ -11,12 +11,15 @@ import mmap
 
 import torch
 
+from memplan.engines.sequence import Move
+from memplan.engines.torch.kv_format import KvFormat
+from memplan.engines.torch.tier import KvTier
 from memplan.pages import PAGE_BYTES
 
 
 class KvPool:
     """KV of all layers for ``blocks`` blocks. ``layers[i]`` is (keys, values), each of shape
-    ``[blocks, block_tokens, kv_heads, head_dim]``, strided views of one allocation."""
+    ``[blocks, block_tokens, kv_heads, width]``, strided views of one allocation."""
 
     def __init__(
         self,
@@ -25,29 +28,33 @@ class KvPool:
         block_tokens: int,
         layer_count: int,
         kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
+        kv_format: KvFormat,
         device: torch.device,
     ) -> None:
-        shape = (layer_count, 2, block_tokens, kv_heads, head_dim)
-        block_elements = layer_count * 2 * block_tokens * kv_heads * head_dim
+        self.format = kv_format
+        shape = (layer_count, 2, block_tokens, kv_heads, kv_format.width)
+        dtype = kv_format.storage
+        block_elements = layer_count * 2 * block_tokens * kv_heads * kv_format.width
+        block_bytes = block_elements * dtype.itemsize
         self._mapping: mmap.mmap | None = None
         if device.type == "cpu":
             # Blocks start on page borders; the gap is never touched, so never resident.
-            block_bytes = block_elements * dtype.itemsize
-            self._stride_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
+            self.stride_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
             self._mapping = mmap.mmap(
-                -1, blocks * self._stride_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                -1, blocks * self.stride_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             )
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 # A huge page would make 2 MiB resident for one token, and keep it until all of the
                 # blocks in it are free.
                 self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
-            flat = torch.frombuffer(self._mapping, dtype=dtype)
-            stride = self._stride_bytes // dtype.itemsize
-            storage = flat.view(blocks, stride)[:, :block_elements].view(blocks, *shape)
+            whole = torch.frombuffer(self._mapping, dtype=dtype)
+            stride = self.stride_bytes // dtype.itemsize
+            self._blocks = whole.view(blocks, stride)
+            storage = self._blocks[:, :block_elements].view(blocks, *shape)
         else:
+            self.stride_bytes = block_bytes
             storage = torch.empty((blocks, *shape), dtype=dtype, device=device)
+            self._blocks = storage.view(blocks, block_elements)
         self.layers = [(storage[:, i, 0], storage[:, i, 1]) for i in range(layer_count)]
 
     @property
@@ -62,12 +69,44 @@ class KvPool:
         start = self.layers[0][0].untyped_storage().data_ptr()
         return start, start + len(self._mapping)
 
+    def write(
+        self, layer: int, where: tuple[torch.Tensor, torch.Tensor], *, keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Keys and values ``[T, kv_heads, head_dim]`` to these (blocks ``[T]``, offsets ``[T]``)."""
+        stored_keys, stored_values = self.layers[layer]
+        stored_keys[where] = self.format.encode(keys)
+        stored_values[where] = self.format.encode(values)
+
+    def read(
+        self, layer: int, blocks: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blocks ``[B, n]`` → keys and values, each ``[B, kv_heads, n · block_tokens, head_dim]``."""
+        keys, values = (
+            self.format.decode(stored[blocks], dtype).flatten(1, 2).transpose(1, 2)
+            for stored in self.layers[layer]
+        )
+        return keys, values
+
+    def move(self, moves: tuple[Move, ...], tier: KvTier | None) -> None:
+        """Does these, in their order."""
+        for move in moves:
+            match move.kind:
+                case "copy":
+                    self._blocks[move.target].copy_(self._blocks[move.source])
+                case "out":
+                    assert tier is not None
+                    tier.put(move.target, self._blocks[move.source])
+                case "in":
+                    assert tier is not None
+                    tier.get(move.source, self._blocks[move.target])
+
     def release(self, blocks: tuple[int, ...]) -> None:
         """Gives the pages of these blocks back to the kernel (host only; a device pool keeps them)."""
         if self._mapping is not None:
             for first, count in _runs(sorted(blocks)):
-                start = first * self._stride_bytes
-                self._mapping.madvise(mmap.MADV_DONTNEED, start, count * self._stride_bytes)
+                start = first * self.stride_bytes
+                self._mapping.madvise(mmap.MADV_DONTNEED, start, count * self.stride_bytes)
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from transformers.modeling_utils import AttentionInterface
 from memplan.engines.allocator import trim_heap
 from memplan.engines.composition import HostComposition
 from memplan.engines.meter import DevicePeaks, TensorCounter
-from memplan.engines.scheduler import Row
+from memplan.engines.sequence import Row
 from memplan.engines.torch.attention import NAME, PagedAttention
 from memplan.engines.torch.cuda_memory import CudaMemory
 from memplan.engines.torch.live_tensors import WEIGHTS, open_live_tensors
