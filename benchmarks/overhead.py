@@ -47,9 +47,9 @@ SAMPLE_PERIOD_S = 0.05
 """What `memplan replay` does unless told otherwise."""
 STEPS = {"prefill": 1, "decode": 1}
 """Of a window, after one that is not timed."""
-REQUESTS = 8
-"""In flight while decoding."""
-PROMPT_TOKENS = 256
+REQUESTS = 2
+"""In flight while decoding: short steps, where a fixed cost weighs most, and many pairs."""
+PROMPT_TOKENS = 64
 KEPT_RATIO = 0.75
 """Windows with more involuntary switches than this share of their kind are left out, on either side."""
 MODEL = """\
@@ -71,6 +71,8 @@ class Window:
     wall_s: float
     """Of one step, on average."""
     cpu_s: float
+    beside_s: float
+    """Of it, not inside the runner's own ``run``: what closing, sending and booking take."""
     switches: int
 
 
@@ -79,11 +81,21 @@ class Bench:
 
     def __init__(self, worker: Any, pids: Sequence[int]) -> None:
         self._worker = worker
+        self._stepper = worker._stepper
         self._memplan_pid, self._sampler_pid = pids
         self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
         self._tensors = worker._runner._tensors
         self._on = frozenset({"segments", "tensors", "sampler"})
         self._sent = 0
+        self._ran_s = 0.0
+        self._run = worker._runner.run
+        worker._runner.run = self._timed_run
+
+    def _timed_run(self, rows: Any) -> Any:
+        began_s = time.perf_counter()
+        tokens = self._run(rows)
+        self._ran_s += time.perf_counter() - began_s
+        return tokens
 
     def switch(self, on: frozenset[str]) -> None:
         meter = self._worker._meter
@@ -95,11 +107,11 @@ class Bench:
             self._worker._runner._tensors = self._tensors if "tensors" in on else "not counted"
         if ("segments" in on) != ("segments" in self._on):
             if "segments" in on:
-                meter._lock.release()
+                meter.pause_slicing(is_paused=False)
                 os.kill(self._memplan_pid, signal.SIGCONT)
                 meter.close("idle")
             else:
-                meter._lock.acquire()  # the thread that cuts long segments waits
+                meter.pause_slicing(is_paused=True)
                 os.kill(self._memplan_pid, signal.SIGSTOP)
         self._on = on
 
@@ -109,8 +121,9 @@ class Bench:
         if phase == "prefill":
             for _ in range(steps + 1):
                 self.submit(output_tokens=1)
-        step: Callable[[], None] = self._worker._step if "segments" in on else self._silent_step
+        step: Callable[[], None] = self._step if "segments" in on else self._silent_step
         step()
+        self._ran_s = 0.0
         before, cpu_s = _switches(), time.process_time()
         times_s = [time.perf_counter()]
         for _ in range(steps):
@@ -123,6 +136,7 @@ class Bench:
             steps_s=tuple(b - a for a, b in pairwise(times_s)),
             wall_s=(times_s[-1] - times_s[0]) / steps,
             cpu_s=cpu_s / steps,
+            beside_s=(times_s[-1] - times_s[0] - self._ran_s) / steps,
             switches=switches,
         )
 
@@ -134,36 +148,35 @@ class Bench:
             del sequence.output[-tokens:]
 
     def submit(self, *, output_tokens: int) -> None:
-        from memplan.engines.channel import packed
+        from memplan.engines.sequence import Sequence as Request
 
         self._sent += 1
         draw = random.Random(self._sent)
         prompt = [draw.randrange(1, 40_000) for _ in range(PROMPT_TOKENS)]
-        self._worker._submit(
-            {
-                "request_id": f"r{self._sent}",
-                "prompt": packed(prompt),
-                "output_tokens": output_tokens,
-            }
+        self._stepper.submit(
+            Request(request_id=f"r{self._sent}", prompt=prompt, output_tokens=output_tokens)
         )
 
+    def _step(self) -> None:
+        self._stepper.enter()
+        self._stepper.step(self._worker._flush_soon)
+
     def _silent_step(self) -> None:
-        """``Worker._step`` without segments; what became of requests is said all the same."""
-        worker = self._worker
-        now_s = worker._meter.now_s()
-        for sequence in worker._scheduler.admit():
-            worker._times[sequence.request_id]["admitted_s"] = now_s
-        rows = worker._scheduler.next_rows()
-        worker._scheduler.commit(rows, worker._runner.run(rows))
+        """``Stepper.step`` without segments; what became of requests is said all the same."""
+        worker, stepper = self._worker, self._stepper
+        scheduler, runner = stepper._scheduler, stepper._runner
+        stepper.enter()
+        rows = scheduler.next_rows(worker._meter.now_s())
+        scheduler.commit(rows, runner.run(rows))
         now_s = worker._meter.now_s()
         for row in rows:
             if row.wants_token:
-                worker._times[row.sequence.request_id].setdefault("first_token_s", now_s)
-        finished, freed = worker._scheduler.retire()
+                stepper._times[row.sequence.request_id].setdefault("first_token_s", now_s)
+        finished, freed = scheduler.retire()
         if finished:
-            worker._channel.send(*(worker._ending(sequence, now_s) for sequence in finished))
+            worker._channel.send(*(stepper._ending(sequence, now_s) for sequence in finished))
         if freed:
-            worker._runner.release(freed)
+            runner.release(freed)
             worker._trimmer.after_release()
 
 
@@ -337,6 +350,21 @@ def effect(pairs: Sequence[Any], clock: str) -> dict[str, float]:
     }
 
 
+def beside(pairs: Sequence[Any]) -> dict[str, float]:
+    """What steps take longer outside of the model's own computation, as a part of a silent step: median
+    of the paired differences, with a bootstrap 95 % interval. It hardly feels the machine's noise."""
+    differences = [first["beside_s"] - silent["beside_s"] for _, first, silent in pairs]
+    step_s = median(silent["wall_s"] for _, _, silent in pairs)
+    draw = random.Random(SEED)
+    medians = sorted(median(draw.choices(differences, k=len(differences))) for _ in range(2000))
+    return {
+        "median": median(differences) / step_s,
+        "low": medians[49] / step_s,
+        "high": medians[1949] / step_s,
+        "mean_s": mean(differences),
+    }
+
+
 def quiet_effect(pairs: Sequence[Any]) -> dict[str, float]:
     """Ratio of the lower quartiles of single steps, less 1, with a bootstrap 95 % interval over pairs.
 
@@ -369,8 +397,21 @@ def row_of(threads: int, phase: str, treatment: str, pairs: Sequence[Any]) -> di
         "switches_mean": [mean(pair[side]["switches"] for pair in used) for side in (1, 2)],
         "wall": effect(used, "wall_s"),
         "cpu": effect(used, "cpu_s"),
+        "beside": beside(used),
         "quiet_steps": quiet_effect(mine),
     }
+
+
+def _text_of(row: dict[str, Any]) -> str:
+    wall, cpu, quiet, beside_ = (row[key] for key in ("wall", "cpu", "quiet_steps", "beside"))
+    return (
+        f"{row['threads']} threads, {row['phase']:7} {row['measured_by']:10} "
+        f"{wall['median']:+.2%} [{wall['low']:+.2%}, {wall['high']:+.2%}] of wall, "
+        f"{cpu['median']:+.2%} [{cpu['low']:+.2%}, {cpu['high']:+.2%}] of CPU; beside the model "
+        f"{beside_['median']:+.3%} [{beside_['low']:+.3%}, {beside_['high']:+.3%}]; quiet steps "
+        f"{quiet['ratio']:+.2%} [{quiet['low']:+.2%}, {quiet['high']:+.2%}]; {row['pairs_used']} "
+        f"pairs of {row['silent_step_s'] * 1e3:.1f} ms steps in {row['engines']} engines"
+    )
 
 
 def main() -> None:
@@ -379,6 +420,12 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="each source alone, too")
     parser.add_argument(
         "--threads", type=int, action="append", help="of the engine; again for more than one"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        help="JSON lines to keep pairs in, and to go on from: on a machine "
+        "that others use too, many short runs at quiet moments add up",
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--engine-fd", type=int, help=argparse.SUPPRESS)
@@ -391,36 +438,36 @@ def main() -> None:
         threads, plan, out = arguments.memplan_side
         be_memplan(int(threads), json.loads(plan), Path(out))
         return
-    treatments = list(TREATMENTS) if arguments.parts else ["everything", "everything", "nothing"]
+    treatments = list(TREATMENTS) if arguments.parts else [*["everything"] * 3, "nothing"]
     plan = {"seconds": arguments.seconds, "treatments": treatments}
-    rows, began_s, load_before = [], time.monotonic(), os.getloadavg()
+    began_s, load_before = time.monotonic(), os.getloadavg()
+    kept_pairs: list[dict[str, Any]] = []
+    if arguments.pairs is not None and arguments.pairs.exists():
+        kept_pairs = [json.loads(line) for line in arguments.pairs.read_text().splitlines()]
     for threads in arguments.threads or THREADS:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "pairs.json"
             # A process between us and the one that is stopped and continued, or a shell would notice.
             command = [sys.executable, __file__, "--memplan-side", str(threads), json.dumps(plan)]
             subprocess.run([*command, str(out)], check=True, timeout=300 + 4 * arguments.seconds)
-            done = json.loads(out.read_text())
-        for phase, pairs in done["pairs"].items():
-            for treatment in dict.fromkeys(treatments):
-                row = row_of(threads, phase, treatment, pairs)
-                rows.append(row)
-                wall, cpu, quiet = row["wall"], row["cpu"], row["quiet_steps"]
-                print(
-                    f"{threads} threads, {phase:7} {treatment:10} "
-                    f"{wall['median']:+.2%} [{wall['low']:+.2%}, {wall['high']:+.2%}] of wall, "
-                    f"{cpu['median']:+.2%} of CPU; quiet steps {quiet['ratio']:+.2%} "
-                    f"[{quiet['low']:+.2%}, {quiet['high']:+.2%}]; {row['pairs_used']} pairs of "
-                    f"{row['silent_step_s'] * 1e3:.1f} ms steps",
-                    flush=True,
-                )
+            kept_pairs.append({"threads": threads, **json.loads(out.read_text())})
+        if arguments.pairs is not None:
+            with arguments.pairs.open("a") as file:
+                file.write(json.dumps(kept_pairs[-1]) + "\n")
+    rows = []
+    for threads, phase in sorted({(run["threads"], p) for run in kept_pairs for p in run["pairs"]}):
+        pairs = [p for run in kept_pairs if run["threads"] == threads for p in run["pairs"][phase]]
+        for treatment in dict.fromkeys(pair[0] for pair in pairs):
+            row = row_of(threads, phase, treatment, pairs)
+            rows.append({**row, "engines": sum(run["threads"] == threads for run in kept_pairs)})
+            print(_text_of(rows[-1]), flush=True)
     result = {
         "schema": "memplan.benchmark.overhead/1",
         "rule": "ratio of mean step times of two neighbouring windows, everything on over everything "
         "off, less 1; median over pairs, 95 % interval by bootstrap; quiet_steps: ratio of the lower "
         "quartiles of all single steps",
         "seed": SEED,
-        "sampler_policy": done["policy"],
+        "sampler_policy": kept_pairs[-1]["policy"],
         "rows": rows,
         "machine": {
             "cpus": os.cpu_count(),

@@ -44,7 +44,7 @@ def compile_once(source: Path, kind: Literal["library", "program"], cache: Path)
         return Compiled(path=None, reason="no C compiler (cc, gcc or clang) on PATH")
     scratch = target.with_suffix(f".{os.getpid()}")
     shape = ["-shared", "-fPIC"] if kind == "library" else []
-    command = [compiler, "-O2", *shape, "-o", str(scratch), str(source), "-ldl"]
+    command = [compiler, "-O2", *shape, "-o", str(scratch), str(source), "-ldl", "-pthread"]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -19,7 +19,7 @@ def family_of(root: int) -> list[int]:
             family += _children_of(pid)
         except OSError:  # gone, or hidden from us
             continue
-    return family if len(family) > 1 or _lists_children() else family_by_search(root)
+    return family if len(family) > 1 or lists_children() else family_by_search(root)
 
 
 def is_alive(pid: int) -> bool:
@@ -33,6 +33,11 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def lists_children() -> bool:
+    """Whether this kernel keeps a list of each task's children (CONFIG_PROC_CHILDREN)."""
+    return Path("/proc/thread-self/children").exists()
+
+
 def _children_of(pid: int) -> list[int]:
     """Raises OSError for a process that is gone or hidden."""
     children: list[int] = []
@@ -42,10 +47,6 @@ def _children_of(pid: int) -> list[int]:
         except FileNotFoundError:  # a thread that has ended
             continue
     return children
-
-
-def _lists_children() -> bool:
-    return Path("/proc/thread-self/children").exists()
 
 
 def family_by_search(root: int) -> list[int]:

@@ -70,17 +70,13 @@ class ProcessMemory:
 
         What comes and goes in that gap, a microsecond or two, is seen by neither side.
         """
-        return self.gauges_of(self.take_text())
+        text = self.read_text()
+        self.reset_peak()
+        return self.gauges_of(text)
 
     def read_text(self) -> bytes:
         """What ``gauges_of`` reads later, when there is time."""
         return os.pread(self._status, 4096, 0)
-
-    def take_text(self) -> bytes:
-        """``read_text`` and ``reset_peak``, as in ``take_peak``."""
-        text = os.pread(self._status, 4096, 0)
-        self.reset_peak()
-        return text
 
     def gauges_of(self, text: bytes) -> dict[str, int]:
         """As ``read`` returns them. Raises ProcessLookupError for the text of a dead process."""

@@ -17,7 +17,7 @@ from memplan.doctor.engine import allocator, demo_weights, tensor_hook, torch_en
 from memplan.doctor.machine import cores, gpu, huge_pages, swap
 from memplan.doctor.outside import control_group, memory_pressure, other_processes
 from memplan.doctor.pages import page_cache, page_map, page_scan, proportional_size
-from memplan.doctor.peaks import exact_peaks
+from memplan.doctor.peaks import closing_in_c, exact_peaks
 from memplan.doctor.witness import fast_sampler
 from memplan.machine import read_machine
 
@@ -29,6 +29,7 @@ def examine() -> tuple[Check, ...]:
     machine = read_machine()
     return (
         exact_peaks(machine),
+        closing_in_c(),
         control_group(),
         other_processes(),
         memory_pressure(),

@@ -17,6 +17,8 @@ _LOOK_FOR_CHILDREN_S = 0.5
 class Cut(NamedTuple):
     """The end of an interval, read and not yet understood: that can wait until the engine rests."""
 
+    at_s: float
+    """On CLOCK_MONOTONIC, between the reading of this process's mark and its reset."""
     peak_bytes: int
     text: bytes
     """The process's own status."""
@@ -37,18 +39,21 @@ class Family:
         self._looked_s = time.monotonic()
         self.is_exact = resets and self._reset()
         """False where marks cannot be reset, or can no longer be, or shall be left alone."""
+        self.is_alone = True
+        """Whether no process had been started by this one when that was last looked at."""
         self._last_rss_bytes = self._own.read()["host.rss"]
 
     def cut(self) -> Cut:
         """Ends the interval since the last call. Where marks cannot be reset only its two ends are
         known: the peak is the larger of them."""
-        self._look_for_children()
-        text = self._text_of(self._own)
+        if time.monotonic() - self._looked_s >= _LOOK_FOR_CHILDREN_S:
+            self.look_for_children()
+        text, at_s = self._take(self._own)
         marks = peak_in(text)
         children = []
         for pid, memory in list(self._children.items()):
             try:
-                children.append(memory.gauges_of(self._text_of(memory)))
+                children.append(memory.gauges_of(self._take(memory)[0]))
             except ProcessLookupError:  # ended between two readings; its last peak is lost with it
                 self._children.pop(pid).close()
                 continue
@@ -58,7 +63,13 @@ class Family:
             self._last_rss_bytes = self._own.gauges_of(text)["host.rss"]
             self._last_rss_bytes += sum(theirs["host.rss"] for theirs in children)
             marks = max(before, self._last_rss_bytes)
-        return Cut(peak_bytes=marks, text=text, children=tuple(children), is_exact=self.is_exact)
+        return Cut(
+            at_s=at_s,
+            peak_bytes=marks,
+            text=text,
+            children=tuple(children),
+            is_exact=self.is_exact,
+        )
 
     def gauges_of(self, cut: Cut) -> dict[str, int]:
         """What was held at its end. ``host.hwm_life`` is the mark of the whole life, where it was not
@@ -73,14 +84,29 @@ class Family:
             gauges["host.processes"] = 1 + len(cut.children)
         return gauges
 
-    def _text_of(self, memory: ProcessMemory) -> bytes:
-        try:
-            return memory.take_text() if self.is_exact else memory.read_text()
-        except ProcessLookupError:
-            raise
-        except OSError:  # the right to reset was taken away while we ran
-            self.is_exact = False
-            return memory.read_text()
+    def look_for_children(self) -> None:
+        self._looked_s = time.monotonic()
+        found = family_of(os.getpid())[1:]
+        self.is_alone = not found
+        for pid in found:
+            if pid not in self._children:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    self._children[pid] = ProcessMemory(pid)
+
+    # --- steps -----------------------------------------------------------------------------
+
+    def _take(self, memory: ProcessMemory) -> tuple[bytes, float]:
+        """The instant lies between reading and resetting: what was gone before it is in the text, and
+        what came after it is not forgotten."""
+        text, at_s = memory.read_text(), time.monotonic()
+        if self.is_exact:
+            try:
+                memory.reset_peak()
+            except ProcessLookupError:
+                raise
+            except OSError:  # the right to reset was taken away while we ran
+                self.is_exact = False
+        return text, at_s
 
     def _reset(self) -> bool:
         try:
@@ -88,13 +114,3 @@ class Family:
         except OSError:
             return False
         return True
-
-    def _look_for_children(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._looked_s < _LOOK_FOR_CHILDREN_S:
-            return
-        self._looked_s = now_s
-        for pid in family_of(os.getpid())[1:]:
-            if pid not in self._children:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    self._children[pid] = ProcessMemory(pid)

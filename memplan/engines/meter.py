@@ -1,31 +1,29 @@
-"""Closes segments inside an engine worker: reads the exact peak of an interval, then resets it.
+"""Closes segments inside an engine worker: the exact peak of an interval, and what was in it.
 
-The worker is the only owner of its own high-water mark. Closing a segment reads one small file and
-writes one byte; what was read is understood later, for many segments at once, because code that runs
-once a step finds none of itself in the processor's caches.
+The worker is the only owner of its own high-water mark. Closing a segment cuts the process's life
+there (``cuts``, in C where it can be); what was read is understood later, for many segments at once,
+because code that runs once a step finds none of itself in the processor's caches.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import monotonic
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from memplan.compiled import Compiled
+from memplan.engines.chosen_cuts import ChosenCuts
 from memplan.engines.composition import HostComposition
-from memplan.engines.family import Cut, Family
+from memplan.engines.cuts import Ended
+from memplan.engines.family import Family
+from memplan.engines.news import News
 from memplan.records import SegmentKind
 
-LONGEST_SLICE_S = 0.05
-"""No interval without a reading is longer, but for C code that does not let Python run."""
-
-# What the process is made of takes 1 to 3 ms to read, and 40 ms where malloc has many free chunks to
-# count. It is read when the peak grew by a part of itself, as long as that takes no more than a part
-# of the time, and otherwise still more seldom.
-_BIG_NEWS_RATIO, _SMALL_NEWS_RATIO = 0.01, 0.001
-_SMALL_NEWS_TIME_RATIO, _NO_NEWS_TIME_RATIO = 0.002, 0.0005
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+_NO_LIBRARY = Compiled(path=None, reason="no library was given")
 
 KEEP_MARK = "MEMPLAN_KEEP_HIGH_WATER"
 """Environment variable of the engine: leaves the kernel's high-water mark to run on, so that it can
@@ -60,19 +58,22 @@ class TensorCounter(Protocol):
 
     def peaks_of(self, cut: bytes) -> TensorPeaks: ...
 
+    @property
+    def c_function(self) -> tuple[int, int] | None:
+        """Address of what does the same in C: writes the bytes of a cut to where its one argument
+        points; and how many bytes those are. None where only Python can."""
+        ...
+
 
 class _Closed(NamedTuple):
-    """A segment as it was read."""
+    """What is known of a segment beside its reading."""
 
     kind: SegmentKind
     start_s: float
-    end_s: float
     close_s: float
-    slices: tuple[tuple[float, int], ...]
-    last: Cut
-    tensors: bytes | None
-    peak: Mapping[str, int]
+    device_peak: Mapping[str, int]
     gauges: Mapping[str, int]
+    engine: Mapping[str, int]
     in_flight: tuple[Flight, ...]
     prefill_tokens: int
     decode_tokens: int
@@ -80,37 +81,59 @@ class _Closed(NamedTuple):
 
 
 class SegmentMeter:
-    """Contiguous segments of one engine's processes, on the clock whose zero is ``epoch_s``."""
+    """Contiguous segments of one engine's processes, on the clock whose zero is ``epoch_s``.
 
-    def __init__(self, *, epoch_s: float, engine_start: int) -> None:
+    ``library`` is that of ``native_cuts``, or the reason why there is none.
+    """
+
+    def __init__(
+        self, *, epoch_s: float, engine_start: int, library: Compiled = _NO_LIBRARY
+    ) -> None:
         self._epoch_s = epoch_s
         self._engine_start = engine_start
         self.device: DevicePeaks | None = None
-        self.tensors: TensorCounter | None = None
         self.composition: HostComposition | None = None
-        self._composed_bytes = 0
-        self._composed_s = 0.0
-        self._composing_s = 0.0
-        self._family = Family(resets=not os.environ.get(KEEP_MARK))
-        self._lock = threading.Lock()
-        self._slices: list[tuple[float, int]] = []
+        self.last_peak_bytes = 0
+        """Exact peak of host resident bytes in the segment that was closed last."""
+        self._tensors: TensorCounter | None = None
+        self._news = News()
         self._closed: list[_Closed] = []
-        self._is_over = threading.Event()
-        self._opened_s = self._cut_s = self.now_s()
+        self._family = Family(resets=not os.environ.get(KEEP_MARK))
+        self._cuts = ChosenCuts(self._family, library, epoch_s=epoch_s)
+        self._opened_s = self.now_s()
 
     @property
     def is_exact(self) -> bool:
         return self._family.is_exact
 
+    @property
+    def way(self) -> str:
+        """How segments are closed, in words."""
+        return self._cuts.way
+
+    @property
+    def tensors(self) -> TensorCounter | None:
+        return self._tensors
+
+    @tensors.setter
+    def tensors(self, counter: TensorCounter | None) -> None:
+        self._tensors = counter
+        if counter is not None:
+            self._cuts.count_tensors(counter.cut, counter.c_function)
+
     def now_s(self) -> float:
-        return time.monotonic() - self._epoch_s
+        return monotonic() - self._epoch_s
 
     def slice_long_segments(self) -> None:
-        """Starts a thread that cuts what lasts longer than ``LONGEST_SLICE_S``."""
-        threading.Thread(target=self._keep_cutting, name="memplan-slices", daemon=True).start()
+        """From now on what lasts longer than ``LONGEST_SLICE_S`` is cut, and in C if that can be."""
+        self._cuts.slice_long_segments()
+
+    def pause_slicing(self, *, is_paused: bool) -> None:
+        self._cuts.pause(is_paused=is_paused)
 
     def stop_slicing(self) -> None:
-        self._is_over.set()
+        """No segment can be closed after this."""
+        self._cuts.stop()
 
     def close(
         self,
@@ -121,38 +144,33 @@ class SegmentMeter:
         decode_tokens: int = 0,
         waiting: int = 0,
         compose: bool = False,
-        engine: Mapping[str, int] | None = None,
+        engine: Mapping[str, int] = _NOTHING,
     ) -> float:
-        """Ends the open segment and opens the next one; returns when. ``engine`` holds gauges of its
-        own. ``take`` tells of the segment."""
-        began_s = self.now_s()
-        with self._lock:
-            last = self._cut()
-            slices, self._slices = tuple(self._slices), []
-        tensors = self.tensors.cut() if self.tensors is not None else None
-        device_peak, gauges = self.device() if self.device is not None else ({}, {})
-        peak_bytes = max(peak for _, peak in slices)
-        if compose or self._is_news(peak_bytes, began_s):
+        """Ends the open segment and opens the next one; returns when: the instant at which the mark
+        was set back. ``engine`` holds gauges of its own. ``take`` tells of the segment."""
+        end_s, peak_bytes, began_s = self._cuts.end()
+        if end_s < 0:
+            end_s, peak_bytes, began_s = self._cuts.end_otherwise()
+        device_peak, gauges = self.device() if self.device is not None else (_NOTHING, _NOTHING)
+        if compose or self._news.is_due(peak_bytes, end_s):
             gauges = {**gauges, **self._compose(peak_bytes)}
-        opened_s, self._opened_s = self._opened_s, self.now_s()
+        self.last_peak_bytes = peak_bytes
+        start_s, self._opened_s = self._opened_s, end_s
         self._closed.append(
             _Closed(
-                kind=kind,
-                start_s=opened_s,
-                end_s=self._opened_s,
-                close_s=self._opened_s - began_s,
-                slices=slices,
-                last=last,
-                tensors=tensors,
-                peak={"host.hwm": peak_bytes, **device_peak},
-                gauges={**gauges, **(engine or {})},
-                in_flight=in_flight,
-                prefill_tokens=prefill_tokens,
-                decode_tokens=decode_tokens,
-                waiting=waiting,
+                kind,
+                start_s,
+                monotonic() - self._epoch_s - began_s,
+                device_peak,
+                gauges,
+                engine,
+                in_flight,
+                prefill_tokens,
+                decode_tokens,
+                waiting,
             )
         )
-        return self._opened_s
+        return end_s
 
     @property
     def kept(self) -> int:
@@ -163,17 +181,19 @@ class SegmentMeter:
         """The segments that were closed since the last call, in order: the fields of a Segment, with
         tuples for in_flight (the fields of InFlight) and slices (those of Slice)."""
         closed, self._closed = self._closed, []
-        return [self._fields_of(one) for one in closed]
+        both = zip(closed, self._cuts.taken(), strict=True)
+        return [self._fields_of(one, ended) for one, ended in both]
 
     # --- steps -----------------------------------------------------------------------------
 
-    def _fields_of(self, closed: _Closed) -> dict[str, Any]:
-        peak, gauges = dict(closed.peak), self._family.gauges_of(closed.last)
+    def _fields_of(self, closed: _Closed, ended: Ended) -> dict[str, Any]:
+        peak = {"host.hwm": ended.peak_bytes, **closed.device_peak}
+        gauges = {**ended.gauges_of(), **closed.gauges, **closed.engine}
         fields: dict[str, Any] = {
             "engine_start": self._engine_start,
             "kind": closed.kind,
             "start_s": closed.start_s,
-            "end_s": closed.end_s,
+            "end_s": ended.end_s,
             "peak": peak,
             "gauges": gauges,
             "in_flight": closed.in_flight,
@@ -181,46 +201,19 @@ class SegmentMeter:
             "decode_tokens": closed.decode_tokens,
             "close_s": closed.close_s,
             "waiting": closed.waiting,
-            "slices": closed.slices if len(closed.slices) > 1 else (),
+            "slices": ended.slices if len(ended.slices) > 1 else (),
         }
-        gauges |= closed.gauges
-        if self.tensors is not None and closed.tensors is not None:
-            tensors = self.tensors.peaks_of(closed.tensors)
+        if self._tensors is not None and ended.tensors is not None:
+            tensors = self._tensors.peaks_of(ended.tensors)
             peak["engine.tensors"] = tensors.peak_bytes
             gauges["engine.tensors"] = tensors.live_bytes
             fields |= {"tensors": tensors.by_owner, "peak_module": tensors.module}
         return fields
 
-    def _cut(self) -> Cut:
-        """Ends a slice; the lock is held."""
-        cut = self._family.cut()
-        self._cut_s = self.now_s()
-        if self._slices and self._slices[-1][1] == cut.peak_bytes:
-            self._slices.pop()  # two of one height are one
-        self._slices.append((self._cut_s, cut.peak_bytes))
-        return cut
-
-    def _keep_cutting(self) -> None:
-        while not self._is_over.wait(max(0.001, self._cut_s + LONGEST_SLICE_S - self.now_s())):
-            with self._lock:
-                if self.now_s() >= self._cut_s + LONGEST_SLICE_S:
-                    self._cut()
-
-    def _is_news(self, peak_bytes: int, now_s: float) -> bool:
-        grown = peak_bytes / max(1, self._composed_bytes) - 1
-        since_s = now_s - self._composed_s
-        return (
-            grown > _BIG_NEWS_RATIO
-            or (grown > _SMALL_NEWS_RATIO and self._composing_s < _SMALL_NEWS_TIME_RATIO * since_s)
-            or self._composing_s < _NO_NEWS_TIME_RATIO * since_s
-        )
-
     def _compose(self, peak_bytes: int) -> Mapping[str, int]:
         if self.composition is None:
-            return {}
+            return _NOTHING
         began_s = self.now_s()
         gauges = self.composition.read()
-        self._composed_bytes = max(self._composed_bytes, peak_bytes)
-        self._composed_s = self.now_s()
-        self._composing_s = self._composed_s - began_s
+        self._news.was_read(peak_bytes, began_s=began_s, ended_s=self.now_s())
         return gauges

@@ -15,7 +15,7 @@ from itertools import pairwise
 from memplan.records import EngineFacts, Recording, Segment
 
 EDGE_S = 1e-3
-"""A reading this near to a segment's end belongs to neither side of it."""
+"""A reading this near to a segment's end, or to its closing, belongs to neither side of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +78,12 @@ def _of_witness(recording: Recording, segments: list[Segment]) -> Iterator[Contr
         return
     times, values = recording.witness.t_s, recording.witness.rss_bytes
     followed_s = _followed_s(recording, segments)
+    opening_s = 0.0
     for segment in segments:
-        # What it held is read at the beginning of a close, which is timed at its end.
-        first = bisect_right(times, max(segment.start_s + EDGE_S, followed_s[0]))
+        # Its mark was read before its end and set back after it: both while it was being closed.
+        first = bisect_right(times, max(segment.start_s + opening_s + EDGE_S, followed_s[0]))
         last = bisect_left(times, min(segment.end_s - segment.close_s - EDGE_S, followed_s[1]))
+        opening_s = segment.close_s
         if first < last:
             excess_bytes = max(values[first:last]) - segment.peak["host.hwm"]
             yield Contradiction(segment=segment, excess_bytes=excess_bytes)
@@ -104,6 +106,8 @@ def _of_timeline(recording: Recording, segments: list[Segment]) -> Iterator[Cont
         first, last = bisect_left(ends, low_s), bisect_right(starts, high_s)
         if low_s < starts[0] or high_s > ends[-1]:
             continue
+        if any(s.close_s > EDGE_S for s in segments[max(0, first - 1) : last]):
+            continue  # it may have been read between the reading of a mark and its reset
         highest = max(segments[first:last], key=lambda s: s.peak["host.hwm"])
         excess_bytes = sample.values.get("host.rss", 0) - highest.peak["host.hwm"]
         yield Contradiction(segment=highest, excess_bytes=excess_bytes)

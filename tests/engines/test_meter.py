@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from memplan.compiled import Compiled, cache_folder
 from memplan.engines.composition import HostComposition
+from memplan.engines.cuts import LONGEST_SLICE_S
 from memplan.engines.embedded import segment_of
-from memplan.engines.meter import LONGEST_SLICE_S, SegmentMeter, TensorPeaks
+from memplan.engines.meter import SegmentMeter, TensorPeaks
+from memplan.engines.native_cuts import find_library
 from memplan.procfs import drift_bound_bytes
 from memplan.records import Segment, SegmentKind
 from memplan.units import MIB
@@ -30,6 +33,8 @@ def closed(meter: SegmentMeter, kind: SegmentKind, **told: Any) -> Segment:
 class Tensors:
     """Counts what it is told."""
 
+    c_function = None
+
     def cut(self) -> bytes:
         return b"9"
 
@@ -39,9 +44,11 @@ class Tensors:
         )
 
 
-@pytest.fixture
-def meter() -> Iterator[SegmentMeter]:
-    opened = SegmentMeter(epoch_s=time.monotonic(), engine_start=3)
+@pytest.fixture(params=["in C", "in Python"])
+def meter(request: pytest.FixtureRequest) -> Iterator[SegmentMeter]:
+    without = Compiled(path=None, reason="none")
+    library = find_library(cache_folder()) if request.param == "in C" else without
+    opened = SegmentMeter(epoch_s=time.monotonic(), engine_start=3, library=library)
     yield opened
     opened.stop_slicing()  # or it would go on to reset the marks of this process
 
@@ -66,7 +73,7 @@ def test_a_long_segment_is_cut_into_slices_whose_largest_peak_is_its_own(
     time.sleep(3 * LONGEST_SLICE_S)
     segment = closed(meter, "step")
     assert len(segment.slices) >= 3  # before, with and after the spike; equal ones are one
-    assert segment.slices[-1].end_s <= segment.end_s
+    assert segment.slices[-1].end_s == segment.end_s
     assert sorted(segment.slices, key=lambda part: part.end_s) == list(segment.slices)
     peaks = [part.peak_bytes for part in segment.slices]
     assert max(peaks) == segment.peak["host.hwm"]

@@ -14,6 +14,7 @@ from memplan.cli import run
 from memplan.doctor import Check, examine, print_checks
 from memplan.doctor.machine import gpu
 from memplan.doctor.outside import control_group, memory_pressure
+from memplan.engines.native_cuts import OFF as SEGMENTS_OFF
 from memplan.engines.torch.live_tensors import OFF
 
 
@@ -34,6 +35,17 @@ def test_a_source_that_is_missing_says_what_it_no_longer_proves_and_what_mends_i
     check = by_name()["tensor hook"]
     assert check.state == "no"
     assert "lower bound" in check.means or "nothing to count" in check.means
+    assert check.remedy
+
+
+def test_segments_that_cannot_be_closed_in_c_say_what_that_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert by_name()["closing in C"].state == "yes"
+    monkeypatch.setenv(SEGMENTS_OFF, "1")
+    check = by_name()["closing in C"]
+    assert check.state == "no"
+    assert f"in Python: {SEGMENTS_OFF} is set" in check.found
     assert check.remedy
 
 

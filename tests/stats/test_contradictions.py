@@ -55,10 +55,22 @@ def test_a_witness_is_held_against_the_segment_it_was_read_in(
     assert excesses(run(*LOW_THEN_HIGH, witness=witnessed((t_s, rss)))) == found
 
 
-def test_what_was_read_while_a_segment_was_being_closed_may_be_the_next_ones() -> None:
+@pytest.mark.parametrize(("t_s", "count"), [(0.06, 0), (0.25, 1), (0.14, 0), (0.16, 1)])
+def test_what_was_read_while_a_segment_was_being_closed_belongs_to_neither_side(
+    t_s: float, count: int
+) -> None:
+    """Its close took from 50 ms before its end to 50 ms after it at most."""
+    slow = replace(LOW_THEN_HIGH[0], close_s=0.05)
+    seen = witnessed((t_s, 3 * PEAK))
+    assert len(above_peaks(run(slow, *LOW_THEN_HIGH[1:], witness=seen))) == count
+    assert len(above_peaks(run(*LOW_THEN_HIGH, witness=seen))) == 1
+
+
+def test_a_sample_near_a_slow_close_may_have_been_read_between_mark_and_reset() -> None:
+    samples = tuple(Sample(t_s=t, values={"host.rss": 3 * PEAK}) for t in (0.12, 0.18))
     slow = replace(LOW_THEN_HIGH[0], close_s=0.05)
     for segments, count in (((slow, *LOW_THEN_HIGH[1:]), 0), (LOW_THEN_HIGH, 1)):
-        assert len(above_peaks(run(*segments, witness=witnessed((0.06, 2 * PEAK))))) == count
+        assert len(above_peaks(run(*segments, samples=samples))) == count
 
 
 @pytest.mark.parametrize(

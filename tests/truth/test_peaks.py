@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ script: {weights: 100MiB, runtime: 20MiB, kv_bytes_per_token: 20480, prefill_tok
          decode_s_per_step: 5ms, activation_bytes_per_token: 8192, vocab_tokens: 1000,
          context_tokens: 4096}
 """
+SHORT_S = 0.01
 SELF_TEST = "self_test: {spike: 150MB, hold: 3ms, count: 20, every: 200ms}\n"
 ONE_REQUEST = '{"timestamp": 0, "input_length": 1600, "output_length": 2}\n'
 
@@ -51,20 +53,21 @@ def test_a_spike_of_3_ms_is_seen_20_times_of_20_where_a_10_hz_sampler_misses_mos
     # The oracle: the engine without a spike never holds more than its script says.
     quiet = 160 * MB + 4 * 320 * 20480
     by_segments = by_samples = 0
-    slow_samples = recording.samples[::10]
+    at_10_hz = recording.samples[::2]
     for spike in recording.planted:
         by_segments += any(
             s.peak["host.hwm"] > quiet and s.peak["host.hwm"] >= SPIKE
             for s in recording.segments
             if s.start_s <= spike.gone_s and s.end_s >= spike.resident_s
         )
-        by_samples += any(
-            s.values["host.rss"] > quiet
-            for s in slow_samples
-            if spike.began_s <= s.t_s <= spike.gone_s
+        # On a busy machine what should live for 3 ms can live for 50, and is then no short spike; nor
+        # are the 20 to 40 ms that the kernel takes to fill one and to take it back.
+        by_samples += spike.gone_s - spike.resident_s < SHORT_S and any(
+            spike.resident_s <= s.t_s <= spike.gone_s for s in at_10_hz
         )
     assert len(recording.planted) == 20
     assert by_segments == 20
+    # A tenth of a period catches one in ten: of 20, more than 10 once in a million runs.
     assert by_samples <= 10
 
 
@@ -131,9 +134,17 @@ def test_no_sample_is_above_the_reported_peak(
     assert reported_peak(tmp_path, capsys) >= max(sampled, exact)
 
 
-def test_the_timeline_sees_what_the_engine_process_holds(tmp_path: Path) -> None:
-    recording = measured(tmp_path, MODEL, ONE_REQUEST)
+def test_a_sample_at_rest_is_what_the_engine_process_holds(tmp_path: Path) -> None:
+    later = ONE_REQUEST.replace("0,", "1500,", 1)
+    recording = measured(tmp_path, MODEL, ONE_REQUEST + later)
     idle = recording.engines[0].idle["host.rss"]
-    lowest = min(sample.values["host.rss"] for sample in recording.samples)
-    assert abs(lowest - idle) < 2 * MB
+    working = [s for s in recording.segments if s.kind in ("step", "release")]
+    # A sample was read after the one before it: at rest, if no step touches the time between them.
+    at_rest = [
+        sample.values["host.rss"]
+        for before, sample in pairwise(recording.samples)
+        if not any(s.start_s <= sample.t_s and s.end_s >= before.t_s for s in working)
+    ]
+    assert len(at_rest) >= 3
+    assert max(abs(rss - idle) for rss in at_rest) < 2 * MB
     assert recording.samples[0].values["host.anon"] > 120 * 2**20

@@ -1,0 +1,307 @@
+/* Cuts the engine's life into intervals with exact peaks, without Python on the way.
+ *
+ * Each cut reads /proc/self/status, stamps the clock and sets the high-water mark back. A segment is
+ * ended by the engine's own thread (end_segment); a thread of ours cuts what lasts longer than
+ * slice_s, also while C code holds Python's lock, and looks for children of the engine. What was read
+ * is kept in records of one size until memplan_cuts_take.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define GAUGES 7            /* of a status, in the order in which the kernel writes them */
+#define RECORDS 4096        /* 3 minutes of slices and more; then slices grow longer */
+#define ENDS 128            /* segments that can be kept until they are taken */
+#define TENSOR_BYTES 1024   /* of a segment, at most */
+#define STACK_BYTES (256 << 10)
+#define LONG_WAIT_S 100e-6
+
+/* Of Python's stable interface, so that none of its headers is needed. */
+void *PyCFunction_NewEx(void *, void *, void *), *PyTuple_New(ssize_t);
+void *PyLong_FromVoidPtr(void *), *PyLong_AsVoidPtr(void *), *PyLong_FromLongLong(long long);
+void *PyFloat_FromDouble(double);
+int PyTuple_SetItem(void *, ssize_t, void *);
+void Py_DecRef(void *);
+
+/* What stands instead of a time where nothing was ended. */
+#define LOST (-1.0)         /* the mark can no longer be set back */
+#define CHILDREN (-2.0)     /* the engine has processes beside this one */
+#define FULL (-3.0)         /* take first */
+
+static const char *const LINES[GAUGES] = {"\nVmHWM:",    "\nVmRSS:",  "\nRssAnon:", "\nRssFile:",
+                                          "\nRssShmem:", "\nVmPTE:", "\nVmSwap:"};
+
+struct record {
+  double end_s;
+  int64_t peak_bytes;
+  int64_t gauges[GAUGES - 1]; /* bytes when it ended; -1: not told by this kernel */
+  int64_t is_end;             /* of a segment, not of a slice */
+};
+
+struct cuts {
+  int64_t peak_bytes; /* of the segment that was ended last */
+  double epoch_s, slice_s, look_s, cut_s, looked_s;
+  int64_t drift_bytes, largest_at_first_bytes;
+  int status, clear;
+  int is_lost, is_over, is_paused;
+  atomic_int has_children;
+  void (*take_tensors)(void *);
+  int64_t tensor_bytes;
+  pthread_mutex_t lock;
+  pthread_cond_t over;
+  pthread_t thread;
+  int64_t open_peak_bytes; /* of the open segment's slices so far */
+  int count, ends;
+  char text[4096], names[4096];
+  struct record records[RECORDS];
+  char tensors[ENDS][TENSOR_BYTES];
+};
+
+static double now_s(const struct cuts *cuts) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + now.tv_nsec * 1e-9 - cuts->epoch_s;
+}
+
+/* The same mark, but never below what this process had before it became this program (signal->maxrss),
+ * which no reset touches. */
+static int64_t largest_resident(void) {
+  struct rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) ? 0 : usage.ru_maxrss * (int64_t)1024;
+}
+
+static void read_gauges(struct cuts *cuts, int64_t found[GAUGES]) {
+  ssize_t length = pread(cuts->status, cuts->text, sizeof cuts->text - 1, 0);
+  cuts->text[length > 0 ? length : 0] = 0;
+  char *at = cuts->text;
+  for (int i = 0; i < GAUGES; i++) {
+    char *line = strstr(at, LINES[i]);
+    found[i] = line ? strtoll(line + strlen(LINES[i]), &at, 10) * 1024 : -1;
+  }
+}
+
+/* Waits for whoever holds the map of this process's memory: 8 ms while 32 MiB are being populated. A
+ * reset waits for it too, and if it did so after the mark was read, what came and went would be lost.
+ * Returns whether that took long. */
+static int wait_for_map(const struct cuts *cuts) {
+  double began_s = now_s(cuts);
+  syscall(SYS_brk, 0); /* takes the lock, changes nothing */
+  return now_s(cuts) - began_s > LONG_WAIT_S;
+}
+
+/* Ends an interval; the lock is held. 0: the mark was not set back, and nothing is kept. */
+static int cut(struct cuts *cuts, int is_end) {
+  int64_t found[GAUGES];
+  read_gauges(cuts, found);
+  if (wait_for_map(cuts)) read_gauges(cuts, found);
+  /* A status takes 20 us to write, and another thread's memory can come and go meanwhile. */
+  int64_t peak_bytes = found[0], largest = largest_resident();
+  if (largest > cuts->largest_at_first_bytes && largest > peak_bytes + cuts->drift_bytes)
+    peak_bytes = largest;
+  /* Between reading and resetting: what lived before is below this instant, what lives after above. */
+  double end_s = now_s(cuts);
+  if (found[0] < 0 || pwrite(cuts->clear, "5", 1, 0) != 1) {
+    cuts->is_lost = 1;
+    return 0;
+  }
+  cuts->cut_s = end_s;
+  if (peak_bytes > cuts->open_peak_bytes) cuts->open_peak_bytes = peak_bytes;
+  struct record *last = cuts->count ? &cuts->records[cuts->count - 1] : NULL;
+  int is_alike = last && !last->is_end && last->peak_bytes == peak_bytes;
+  int is_full = cuts->count >= RECORDS - 2 * ENDS && !is_end && last && !last->is_end;
+  if (!is_alike && !is_full) last = &cuts->records[cuts->count++];
+  if (!is_full || peak_bytes > last->peak_bytes) last->peak_bytes = peak_bytes;
+  last->end_s = end_s;
+  memcpy(last->gauges, found + 1, sizeof last->gauges);
+  last->is_end = is_end;
+  return 1;
+}
+
+static double end_segment(struct cuts *cuts) {
+  if (atomic_load_explicit(&cuts->has_children, memory_order_relaxed)) return CHILDREN;
+  pthread_mutex_lock(&cuts->lock);
+  double end_s = LOST;
+  if (cuts->ends == ENDS) {
+    end_s = FULL;
+  } else if (!cuts->is_lost && cut(cuts, 1)) {
+    if (cuts->take_tensors) cuts->take_tensors(cuts->tensors[cuts->ends]);
+    cuts->ends++;
+    cuts->peak_bytes = cuts->open_peak_bytes;
+    cuts->open_peak_bytes = 0;
+    end_s = cuts->cut_s;
+  }
+  pthread_mutex_unlock(&cuts->lock);
+  return end_s;
+}
+
+/* A function of Python's without arguments: (end_s, peak_bytes, began_s), as NativeCuts.end. Called
+ * through ctypes the same takes 15 us longer, once a step. */
+static void *end_for_python(void *handle, void *nothing) {
+  (void)nothing;
+  struct cuts *cuts = PyLong_AsVoidPtr(handle);
+  double began_s = now_s(cuts), end_s = end_segment(cuts);
+  void *told = PyTuple_New(3);
+  if (!told) return NULL;
+  PyTuple_SetItem(told, 0, PyFloat_FromDouble(end_s));
+  PyTuple_SetItem(told, 1, PyLong_FromLongLong(cuts->peak_bytes));
+  PyTuple_SetItem(told, 2, PyFloat_FromDouble(began_s));
+  return told;
+}
+
+static struct { /* PyMethodDef, Include/methodobject.h */
+  const char *name;
+  void *(*function)(void *, void *);
+  int flags;
+  const char *doc;
+} method = {"end", end_for_python, 4 /* METH_NOARGS */, NULL};
+
+void *memplan_cuts_end_function(struct cuts *cuts) {
+  void *handle = PyLong_FromVoidPtr(cuts), *made = PyCFunction_NewEx(&method, handle, NULL);
+  Py_DecRef(handle);
+  return made;
+}
+
+/* Records since the last call, those of the open segment too; they are kept here as well. out: room
+ * for RECORDS; tensors: for ENDS times tensor_bytes. Returns how many records. */
+int memplan_cuts_take(struct cuts *cuts, struct record *out, char *tensors) {
+  pthread_mutex_lock(&cuts->lock);
+  int count = cuts->count, open = 0;
+  memcpy(out, cuts->records, count * sizeof *out);
+  for (int i = 0; i < cuts->ends && cuts->take_tensors; i++)
+    memcpy(tensors + i * cuts->tensor_bytes, cuts->tensors[i], cuts->tensor_bytes);
+  while (open < count && !cuts->records[count - 1 - open].is_end) open++;
+  memmove(cuts->records, cuts->records + count - open, open * sizeof *out);
+  cuts->count = open;
+  cuts->ends = 0;
+  pthread_mutex_unlock(&cuts->lock);
+  return count;
+}
+
+/* Whether a thread of ours has a child. Without malloc: a second thread that uses it gets an arena. */
+static int look_for_children(struct cuts *cuts) {
+  int found = 0, folder = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) return 0;
+  long length;
+  while (!found && (length = syscall(SYS_getdents64, folder, cuts->names, sizeof cuts->names)) > 0) {
+    for (long at = 0; !found && at < length; at += *(uint16_t *)(cuts->names + at + 16)) {
+      char path[64], first;
+      if (cuts->names[at + 19] == '.') continue;
+      snprintf(path, sizeof path, "%s/children", cuts->names + at + 19);
+      int list = openat(folder, path, O_RDONLY | O_CLOEXEC);
+      if (list < 0) continue; /* the thread has ended */
+      found = read(list, &first, 1) == 1;
+      close(list);
+    }
+  }
+  close(folder);
+  return found;
+}
+
+static void *keep_cutting(void *given) {
+  struct cuts *cuts = given;
+  pthread_mutex_lock(&cuts->lock);
+  while (!cuts->is_over) {
+    double due_s = cuts->cut_s + cuts->slice_s, look_due_s = cuts->looked_s + cuts->look_s;
+    if (cuts->is_paused || cuts->is_lost || look_due_s < due_s) due_s = look_due_s;
+    due_s += cuts->epoch_s + 1e-4;
+    struct timespec until = {(time_t)due_s, (long)((due_s - (double)(time_t)due_s) * 1e9)};
+    pthread_cond_timedwait(&cuts->over, &cuts->lock, &until);
+    double at_s = now_s(cuts);
+    if (cuts->is_over || cuts->is_paused) {
+      cuts->looked_s = at_s;
+      continue;
+    }
+    if (!cuts->is_lost && at_s >= cuts->cut_s + cuts->slice_s) cut(cuts, 0);
+    if (at_s >= cuts->looked_s + cuts->look_s) {
+      cuts->looked_s = at_s;
+      pthread_mutex_unlock(&cuts->lock);
+      atomic_store_explicit(&cuts->has_children, look_for_children(cuts), memory_order_relaxed);
+      pthread_mutex_lock(&cuts->lock);
+    }
+  }
+  pthread_mutex_unlock(&cuts->lock);
+  return NULL;
+}
+
+static int start_thread(struct cuts *cuts) {
+  pthread_condattr_t clock;
+  pthread_condattr_init(&clock);
+  pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+  pthread_cond_init(&cuts->over, &clock);
+  pthread_mutex_init(&cuts->lock, NULL);
+  pthread_attr_t small;
+  pthread_attr_init(&small);
+  pthread_attr_setstacksize(&small, STACK_BYTES);
+  sigset_t all, before; /* signals are the engine's own threads' to handle */
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int error = pthread_create(&cuts->thread, &small, keep_cutting, cuts);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (!error) pthread_setname_np(cuts->thread, "memplan-slices");
+  return error;
+}
+
+/* Goes on with the interval that the last reset began, at cut_s. NULL, and errno, where the files cannot
+ * be opened or no thread can be had. take_tensors writes tensor_bytes of its own at every end of a
+ * segment; may be NULL. */
+struct cuts *memplan_cuts_open(double epoch_s, double cut_s, double slice_s, double look_s,
+                               int64_t drift_bytes, void (*take_tensors)(void *),
+                               int64_t tensor_bytes) {
+  if (tensor_bytes > TENSOR_BYTES) {
+    errno = E2BIG;
+    return NULL;
+  }
+  struct cuts *cuts = mmap(NULL, sizeof *cuts, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* zero, and malloc knows nothing */
+  if (cuts == MAP_FAILED) return NULL;
+  cuts->epoch_s = epoch_s;
+  cuts->cut_s = cut_s;
+  cuts->slice_s = slice_s;
+  cuts->look_s = look_s;
+  cuts->drift_bytes = drift_bytes;
+  cuts->largest_at_first_bytes = largest_resident();
+  cuts->take_tensors = take_tensors;
+  cuts->tensor_bytes = tensor_bytes;
+  cuts->status = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+  cuts->clear = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+  int error = cuts->status < 0 || cuts->clear < 0 ? errno : start_thread(cuts);
+  if (error) {
+    if (cuts->status >= 0) close(cuts->status);
+    if (cuts->clear >= 0) close(cuts->clear);
+    munmap(cuts, sizeof *cuts);
+    errno = error;
+    return NULL;
+  }
+  return cuts;
+}
+
+/* While paused nothing is cut but by end_segment. */
+void memplan_cuts_pause(struct cuts *cuts, int is_paused) {
+  pthread_mutex_lock(&cuts->lock);
+  cuts->is_paused = is_paused;
+  pthread_mutex_unlock(&cuts->lock);
+}
+
+/* Ends the thread; the last take comes before, and nothing after. */
+void memplan_cuts_close(struct cuts *cuts) {
+  pthread_mutex_lock(&cuts->lock);
+  cuts->is_over = 1;
+  pthread_cond_signal(&cuts->over);
+  pthread_mutex_unlock(&cuts->lock);
+  pthread_join(cuts->thread, NULL);
+  close(cuts->status);
+  close(cuts->clear);
+  munmap(cuts, sizeof *cuts);
+}
