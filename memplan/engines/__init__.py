@@ -105,8 +105,10 @@ def context_tokens_of(deployment: Deployment) -> int:
         preloading(deployment.settings.allocator, {})
     match deployment.engine:
         case "torch":
+            from memplan.engines.torch.lazy_files import lazy_files
             from memplan.engines.torch.prepare import model_context_tokens
 
+            lazy_files(deployment)  # told before a run folder is made
             model_tokens = model_context_tokens(deployment)
         case "scripted" | "ballast":
             assert deployment.script is not None

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.engines.composition import HostComposition
+from memplan.engines.lazy_parts import LazyParts
 from memplan.engines.meter import DevicePeaks, TensorCounter
-from memplan.engines.sequence import Row
+from memplan.engines.sequence import Move, Row
 from memplan.pages import PAGE_BYTES
 
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -35,17 +36,19 @@ class BallastRunner:
         self.kv_bytes_per_token: int = script["kv_bytes_per_token"]
         self.kv_is_reserved = False
         self._script = script
-        self._block_bytes = settings["block_tokens"] * self.kv_bytes_per_token
-        self._block_stride = -(-self._block_bytes // PAGE_BYTES) * PAGE_BYTES
+        self._block_tokens: int = settings["block_tokens"]
+        block_bytes = self._block_tokens * self.kv_bytes_per_token
+        self.block_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
         self._runtime = _resident(script["runtime_bytes"])
 
     def load(self) -> None:
         self._weights = _resident(self.weights_bytes)
 
-    def open_pool(self, blocks: int) -> None:
-        self._pool = mmap.mmap(-1, blocks * self._block_stride, flags=_FLAGS)
+    def open_pool(self, blocks: int, *, offload_bytes: int = 0) -> int:
+        self._pool = mmap.mmap(-1, blocks * self.block_bytes, flags=_FLAGS)
         with contextlib.suppress(OSError):  # a kernel without huge pages
             self._pool.madvise(mmap.MADV_NOHUGEPAGE)
+        return 0  # what is not there cannot be moved; model.yaml refuses it
 
     def run(self, rows: tuple[Row, ...]) -> list[int]:
         for row in rows:
@@ -59,15 +62,23 @@ class BallastRunner:
         activations.close()
         return [1 for row in rows if row.wants_token]
 
+    def move(self, moves: tuple[Move, ...]) -> None:
+        for move in moves:
+            if move.kind == "copy":
+                self._touch_block(move.target)
+
     def release(self, blocks: tuple[int, ...]) -> None:
         for block in blocks:
-            self._pool.madvise(mmap.MADV_DONTNEED, block * self._block_stride, self._block_stride)
+            self._pool.madvise(mmap.MADV_DONTNEED, block * self.block_bytes, self.block_bytes)
 
     def device_peaks(self) -> DevicePeaks | None:
         return None
 
     def tensors(self) -> TensorCounter | None:
         return None
+
+    def lazy_parts(self) -> LazyParts:
+        return LazyParts()
 
     def composition(self) -> HostComposition:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._pool))
@@ -85,13 +96,16 @@ class BallastRunner:
 
     def _touch(self, row: Row) -> None:
         """Writes one byte a page of each block that the row's tokens fall into."""
-        block_tokens = self._block_bytes // self.kv_bytes_per_token
+        block_tokens = self._block_tokens
         first = row.start // block_tokens
         last = (row.start + row.count - 1) // block_tokens
         for block in row.sequence.blocks[first : last + 1]:
-            start = block * self._block_stride
-            for page in range(start, start + self._block_stride, PAGE_BYTES):
-                self._pool[page] = 1
+            self._touch_block(block)
+
+    def _touch_block(self, block: int) -> None:
+        start = block * self.block_bytes
+        for page in range(start, start + self.block_bytes, PAGE_BYTES):
+            self._pool[page] = 1
 
 
 def _resident(size_bytes: int) -> mmap.mmap:

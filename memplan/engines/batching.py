@@ -17,7 +17,8 @@ BATCH_WAIT_S: dict[Kind, float] = {"continuous": 0.0, "static": 1.0, "dynamic": 
 class Batching:
     """continuous: at every step. static: ``most`` together into an empty engine, and their memory stays
     until all of them have ended, as a padded batch's does. dynamic: together into an empty engine, each
-    leaving when it has ended. micro: in small groups of ``tokens`` prompt tokens, whoever else runs.
+    leaving when it has ended. micro: in small groups of ``tokens`` prompt tokens, one group a step,
+    whoever else runs.
     """
 
     kind: Kind = "continuous"
@@ -30,9 +31,12 @@ class Batching:
     def holds_finished(self) -> bool:
         return self.kind == "static"
 
-    def opens_in_s(
-        self, now_s: float, *, running: int, waiting: Waiting[Sequence]
-    ) -> float | None:
+    @property
+    def group_tokens(self) -> int | None:
+        """A group is closed once it has so many prompt tokens; None: by nothing but its requests."""
+        return self.tokens if self.kind == "micro" else None
+
+    def opens_in_s(self, now_s: float, *, running: int, waiting: Waiting[Sequence]) -> float | None:
         """Seconds until who waits may enter, if nobody comes; 0: now; None: when others have ended."""
         if not waiting or self.kind == "continuous":
             return 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Literal
 
@@ -78,6 +79,37 @@ class BlockBook:
         return self._slots - len(self._free_slots)
 
     @property
+    def leaving(self) -> int:
+        """Blocks that hold nothing any more, until ``take_freed``."""
+        return len(self._freed)
+
+    @property
+    def resident(self) -> int:
+        """Blocks that may have been written, and whose memory was not given back."""
+        return self.held + self.kept + self.leaving
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is shared, kept or offloaded, ever."""
+        return self._sharing == "off" and not self._slots
+
+    def gauges(self, block_bytes: int) -> Mapping[str, int]:
+        """Bytes of blocks: those that running requests hold, whole, written or not; of them those that
+        several hold; those kept for who may come; those in the offload tier; and those that hold
+        nothing any more, and are resident until they are given back."""
+        held = {"engine.kv_blocks": self.held * block_bytes}
+        if self._freed:
+            held["engine.kv_leaving"] = self.leaving * block_bytes
+        if self.is_plain:
+            return held
+        return {
+            **held,
+            "engine.kv_shared": self.shared * block_bytes,
+            "engine.kv_kept": self.kept * block_bytes,
+            "engine.kv_offloaded": self.offloaded * block_bytes,
+        }
+
+    @property
     def room(self) -> int:
         """Blocks that ``take`` could give now; kept ones make way."""
         return min(self.limit - self.held, len(self._free) + len(self._kept))
@@ -85,21 +117,28 @@ class BlockBook:
     def blocks_of(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
 
-    def share_of(self, sequence: Sequence) -> float:
-        """Blocks that it holds, a shared one divided by its holders."""
+    def shared_away(self, sequence: Sequence) -> float:
+        """Of the blocks that it holds, what other holders answer for: a block of n holders is 1/n of
+        each."""
         if not self._shared:
-            return float(len(sequence.blocks))
-        return sum(1 / self._holders[block] for block in sequence.blocks)
+            return 0.0
+        return sum(1 - 1 / self._holders[block] for block in sequence.blocks)
 
     def held_already(self, sequence: Sequence) -> int:
         """How many of the blocks that it would adopt others hold now, so that they take no room."""
         count = 0
-        for key in self._keys(sequence):
+        for key in self._shareable(sequence):
             block = self._block_of.get(key)
             if block is None or not self._holders[block]:
                 break
             count += 1
         return count
+
+    def limit_to(self, blocks: int) -> None:
+        """From now on at most so many are in use. Kept ones beyond that make way at once, held ones
+        stay until they are dropped."""
+        self.limit = blocks
+        self._keep_within_limit()
 
     # --- taking and giving back --------------------------------------------------------------
 
@@ -121,7 +160,8 @@ class BlockBook:
     def drop(self, blocks: list[int], *, forget: bool = False) -> None:
         """One holder less for each. ``forget``: what nobody else holds is not kept either."""
         freed = []
-        for block in blocks:
+        # The last first, and so evicted first: a block is of use only while all before it are there.
+        for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block] == 1:
                 self._shared -= 1
@@ -133,6 +173,14 @@ class BlockBook:
                 self._forget(block)
                 freed.append(block)
         self._give_back(freed)
+        self._keep_within_limit()
+
+    def give_up(self, sequence: Sequence, *, forget: bool = False) -> None:
+        """Drops all that it holds, in the pool and in the tier."""
+        self.drop(sequence.blocks, forget=forget)
+        self._drop_slots(sequence)
+        sequence.blocks = []
+        sequence.published = 0
 
     def evict_kept(self, most: int | None = None) -> int:
         """Makes kept blocks free, into the tier where it has room; returns how many."""
@@ -146,9 +194,13 @@ class BlockBook:
         return moves
 
     def take_freed(self) -> tuple[int, ...]:
-        """Blocks that hold nothing any more, and were not taken again."""
-        freed, self._freed = tuple(sorted(self._freed)), set()
-        return freed
+        """Blocks that hold nothing any more, and were not taken again. Those that a pending move still
+        reads or writes come at the next call."""
+        pending = {move.source for move in self._moves if move.kind != "in"}
+        pending |= {move.target for move in self._moves if move.kind != "out"}
+        freed = self._freed - pending
+        self._freed -= freed
+        return tuple(sorted(freed))
 
     # --- sharing -----------------------------------------------------------------------------
 
@@ -157,32 +209,33 @@ class BlockBook:
         most, whose logits are needed. Pulls them back from the tier where they are there."""
         if self._sharing == "off":
             return
-        most = sequence.known_tokens - 1
-        before = b""
-        for key in self._keys(sequence):
-            if len(sequence.blocks) * self.block_tokens + self.block_tokens > most:
-                break
+        before = sequence.root
+        for key in self._shareable(sequence):
             block = self._held_block(key, sequence)
             if block is None:
                 break
             sequence.blocks.append(block)
             before = key
+        sequence.published = len(sequence.blocks)
         sequence.computed = len(sequence.blocks) * self.block_tokens
-        self._copy_head(sequence, before, most)
-        sequence.shared_tokens = max(sequence.shared_tokens, sequence.computed)
+        self._copy_head(sequence, before, sequence.known_tokens - 1)
+        if not sequence.preemptions:  # else some of it is its own
+            sequence.shared_tokens = sequence.computed
 
     def publish(self, sequence: Sequence) -> None:
         """Makes its newly full blocks known to others."""
         if self._sharing == "off":
             return
         full = sequence.computed // self.block_tokens
-        keys = self._keys(sequence)[:full]
-        for index in range(full - 1, -1, -1):
-            block, key = sequence.blocks[index], keys[index]
-            if block in self._key_of or key in self._block_of:
-                break  # it and all before it were published, or others hold the same tokens
-            before = keys[index - 1] if index else b""
-            self._name(block, key, before, self._tokens_at(sequence, index))
+        if full == sequence.published:
+            return
+        keys = self._keys(sequence)
+        for index in range(sequence.published, full):
+            if keys[index] not in self._block_of:  # else others hold the same tokens
+                before = keys[index - 1] if index else sequence.root
+                tokens = self._tokens_at(sequence, index)
+                self._name(sequence.blocks[index], keys[index], before, tokens)
+        sequence.published = full
 
     # --- the offload tier --------------------------------------------------------------------
 
@@ -197,30 +250,49 @@ class BlockBook:
         ]
         self.drop(sequence.blocks, forget=True)
         sequence.blocks = []
+        sequence.published = 0
         return True
 
-    def swap_in(self, sequence: Sequence) -> None:
-        """Raises NoBlocksError when there is no room for all of them."""
-        sequence.blocks = self.take(len(sequence.slots))
-        self._moves += [
-            Move("in", slot, block)
-            for slot, block in zip(sequence.slots, sequence.blocks, strict=True)
-        ]
-        sequence.pulled_blocks += len(sequence.slots)
-        self.drop_slots(sequence)
+    def swap_in(self, sequence: Sequence, *, beyond_limit: bool = False) -> None:
+        """Its blocks back: those that are in the pool already are shared, the others pulled. Raises
+        NoBlocksError when there is no room for them."""
+        for key in self._shareable(sequence):
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            self._hold(block)
+            sequence.blocks.append(block)
+        sequence.published = len(sequence.blocks)
+        slots = sequence.slots[len(sequence.blocks) :]
+        blocks = self.take(len(slots), beyond_limit=beyond_limit)
+        self._moves += [Move("in", slot, block) for slot, block in zip(slots, blocks, strict=True)]
+        sequence.blocks += blocks
+        sequence.pulled_blocks += len(slots)
+        self._drop_slots(sequence)
 
-    def drop_slots(self, sequence: Sequence) -> None:
+    # --- steps -------------------------------------------------------------------------------
+
+    def _drop_slots(self, sequence: Sequence) -> None:
         self._free_slots += sequence.slots
         sequence.slots = []
 
-    # --- steps -------------------------------------------------------------------------------
+    def _keep_within_limit(self) -> None:
+        beyond = self.held + len(self._kept) - self.limit
+        if self._kept and beyond > 0:
+            self.evict_kept(beyond)
+
+    def _shareable(self, sequence: Sequence) -> list[bytes]:
+        """Keys of the blocks that it may hold together with others: of all but its last token, whose
+        logits are needed; of what it had computed, when it comes back from the tier."""
+        tokens = sequence.computed if sequence.slots else sequence.known_tokens - 1
+        return self._keys(sequence)[: tokens // self.block_tokens]
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
         """Of all full blocks of its known tokens."""
         if self._sharing == "off":
             return []
         for index in range(len(sequence.keys), sequence.known_tokens // self.block_tokens):
-            before = sequence.keys[-1] if index else b""
+            before = sequence.keys[-1] if index else sequence.root
             sequence.keys.append(chain(before, self._tokens_at(sequence, index)))
         return sequence.keys
 
@@ -243,7 +315,7 @@ class BlockBook:
         self._moves.append(Move("in", slot, block))
         self._free_slots.append(slot)
         index = len(sequence.blocks)
-        before = sequence.keys[index - 1] if index else b""
+        before = sequence.keys[index - 1] if index else sequence.root
         self._name(block, key, before, self._tokens_at(sequence, index))
         sequence.pulled_blocks += 1
         return block
@@ -251,13 +323,13 @@ class BlockBook:
     def _hold(self, block: int) -> None:
         self._kept.pop(block, None)
         self._holders[block] += 1
-        if self._holders[block] == 2:  # noqa: PLR2004 - now it is shared
+        if self._holders[block] == 2:
             self._shared += 1
 
     def _copy_head(self, sequence: Sequence, before: bytes, most: int) -> None:
         """Where another block goes on with the same tokens and then differs: a copy of it."""
         source = self._after.get(before)
-        if source is None or self.room < 1 or (source in self._kept and self.room < 2):  # noqa: PLR2004
+        if source is None or self.room < 1 or (source in self._kept and self.room < 2):
             return
         start = sequence.computed
         wanted = sequence.tokens(start, min(most, start + self.block_tokens))

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from memplan.cgroups import Group, make_group
-from memplan.compiled import cache_folder
+from memplan.compiled import Compiled, cache_folder
 from memplan.engines import Died, Ended, EngineEvent, OutOfMemory, Planted, SegmentClosed
+from memplan.engines.admission import adapter_of, class_bytes_of, priority_of
 from memplan.engines.allocator.preload import preloading
 from memplan.engines.channel import Channel, ChannelClosedError, packed
+from memplan.engines.native_cuts import find_library
 from memplan.engines.planted import with_library
 from memplan.engines.witnessed import (
     weight_files_state,
@@ -104,6 +106,9 @@ class EmbeddedEngine:
             "request_id": request.request_id,
             "prompt": packed(prompt),
             "output_tokens": request.output_tokens,
+            "class_name": request.class_name,
+            "priority": priority_of(request.labels),
+            "adapter": adapter_of(request, self._deployment),
         }
         try:
             self._opened().post(message)
@@ -178,17 +183,29 @@ class EmbeddedEngine:
         snapshot = str(self._log.parent / CUDA_SNAPSHOT) if settings["cuda_snapshot"] else None
         config: dict[str, Any] = {
             "engine": self._deployment.engine,
-            "settings": {**settings, "cuda_snapshot": snapshot},
+            "settings": {
+                **settings,
+                "cuda_snapshot": snapshot,
+                "offload_file": self._offload_file(),
+            },
+            "class_bytes": class_bytes_of(self._deployment),
             "script": resolved.get("script"),
             "self_test": with_library(self_test),
             "epoch_s": self._epoch_s,
             "engine_start": self._number,
+            "segment_library": _told(find_library(cache_folder())),
         }
         if self._deployment.engine == "torch":
+            from memplan.engines.torch.lazy_files import lazy_files
             from memplan.engines.torch.prepare import prepared_folder
 
+            config["settings"] |= lazy_files(self._deployment)
             config["model_folder"] = str(prepared_folder(self._deployment))
         return config
+
+    def _offload_file(self) -> str:
+        """Beside the log: the file has no name any more once the engine has opened it."""
+        return str(self._log.parent / f"offload-{self._number}")
 
     def _weight_files(self, config: Mapping[str, Any]) -> tuple[Path, ...]:
         """None for engines that load no model."""
@@ -267,6 +284,11 @@ class EmbeddedEngine:
             self._channel.close()
             self._channel = None
         self._remove_group()
+
+
+def _told(library: Compiled) -> dict[str, str | None]:
+    """For the worker; the compiler runs here, not in the engine."""
+    return {"path": str(library.path) if library.path else None, "reason": library.reason}
 
 
 def segment_of(fields: Mapping[str, Any]) -> Segment:

@@ -20,6 +20,9 @@ class LaneLimits:
     max_kv_tokens: int | None = None
     """KV that its running requests can need at most, together."""
 
+    def fits(self, kv_tokens: int) -> bool:
+        return self.max_kv_tokens is None or kv_tokens <= self.max_kv_tokens
+
 
 class Lane:
     """One queue, and what its waiting requests waited for."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from memplan.engines.composition import HostComposition
+from memplan.engines.lazy_parts import LazyParts
 from memplan.engines.meter import DevicePeaks, TensorCounter
-from memplan.engines.sequence import Row
+from memplan.engines.sequence import Move, Row
 
 
 class Runner(Protocol):
@@ -27,12 +28,20 @@ class Runner(Protocol):
         """Loads the weights."""
         ...
 
-    def open_pool(self, blocks: int) -> None:
-        """Sets the KV pool up."""
+    block_bytes: int
+    """Host memory or device memory of one block of the pool, once it is open."""
+
+    def open_pool(self, blocks: int, *, offload_bytes: int = 0) -> int:
+        """Sets the KV pool up, and an offload tier of at most so many bytes; returns how many blocks
+        the tier takes. Raises RuntimeError where there cannot be one."""
         ...
 
     def run(self, rows: tuple[Row, ...]) -> list[int]:
         """Computes a step; returns the next token id of each row that wants one, in order."""
+        ...
+
+    def move(self, moves: tuple[Move, ...]) -> None:
+        """Moves KV bytes, in this order, before the next step. Raises OSError when a tier is full."""
         ...
 
     def release(self, blocks: tuple[int, ...]) -> None:
@@ -40,11 +49,16 @@ class Runner(Protocol):
         ...
 
     def device_peaks(self) -> DevicePeaks | None:
-        """None where the runner uses host memory only."""
+        """What a device tells of each segment, and what streaming its layers cost; None where there is
+        neither."""
         ...
 
     def tensors(self) -> TensorCounter | None:
         """None where live host tensors cannot be counted."""
+        ...
+
+    def lazy_parts(self) -> LazyParts:
+        """What is loaded when it is first needed, once the model is there."""
         ...
 
     def composition(self) -> HostComposition:
@@ -53,7 +67,8 @@ class Runner(Protocol):
         ...
 
     def weights_resident(self) -> Mapping[str, int]:
-        """``engine.weights_resident``; of it, ``…_mapped`` from files and ``…_heap`` in malloc's."""
+        """``engine.weights_resident``; of it, ``…_mapped`` from files and ``…_heap`` in malloc's; and
+        what else is known of where weights are."""
         ...
 
     def settings(self) -> Mapping[str, str]:

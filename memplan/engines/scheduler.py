@@ -2,8 +2,8 @@
 
 Pure bookkeeping over block numbers: it knows nothing of tensors or processes, and is told the time.
 Under the reservation ``whole`` a request enters once all blocks that it can ever need are free, so
-nothing that runs is ever preempted; under ``prompt`` it enters when its prompt fits, and when blocks
-run out the youngest of the lowest priority makes way.
+nothing that runs is preempted unless a limit falls; under ``prompt`` it enters when its prompt fits,
+and when blocks run out the youngest of the lowest priority makes way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from memplan.engines.sequence import Move, Refusal, Row, Sequence
 Reserve = Literal["whole", "prompt"]
 Preempt = Literal["recompute", "swap"]
 Overload = Literal["wait", "reject", "fall_back"]
+POOL, BUDGET, PRESSURE = "kv_pool", "memory_budget", "memory_pressure"
+"""What limits the blocks in use, in the words of what requests wait for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class Policy:
     """What becomes of one more."""
     fall_back_tokens: int = 16
     """Output tokens of a request that came when the queue was full, under ``fall_back``."""
+    adapters: int | None = None
+    """LoRA adapters that running requests may have, together."""
     class_blocks: Mapping[str, int] = field(default_factory=dict)
     """Blocks that the running requests of a class can need at most, together."""
 
@@ -66,8 +70,8 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self._context_tokens = context_tokens
         self._max_requests = max_requests
-        self._standing_blocks = pool_blocks
-        self._limit_reason = self._standing_reason = "kv_pool"
+        self._limits: dict[str, tuple[int, bool]] = {POOL: (pool_blocks, True)}
+        """Blocks that may be in use, and whether who needs more is refused, by reason."""
         self.book = BlockBook(
             blocks=pool_blocks,
             block_tokens=block_tokens,
@@ -79,6 +83,8 @@ class Scheduler:
         """In the order of admission."""
         self._ended: list[Sequence] = []
         """Finished, with their blocks held until the whole batch has ended."""
+        self._entered: list[Sequence] = []
+        """Since the last ``admit``."""
 
     # --- what there is -----------------------------------------------------------------------
 
@@ -109,22 +115,19 @@ class Scheduler:
             return len(sequence.blocks) * self.block_tokens
         return self.blocks_of(sequence.total_tokens) * self.block_tokens
 
-    def limit_blocks(self, blocks: int, reason: str, *, for_ever: bool = False) -> None:
-        """From now on at most so many are in use; requests that this holds up wait for ``reason``.
-        ``for_ever``: one that needs more is refused. Otherwise one request may always run, alone."""
-        self.book.limit = max(0, min(self._standing_blocks, blocks))
-        self._limit_reason = reason
-        if for_ever:
-            self._standing_blocks = self.book.limit
-            self._standing_reason = reason
-        if self.book.limit == self._standing_blocks:
-            self._limit_reason = self._standing_reason
+    def limit_blocks(self, reason: str, blocks: int, *, refuses: bool = False) -> None:
+        """From now on at most so many are in use; requests that this holds up wait for ``reason``, and
+        one may always run, alone. ``refuses``: who comes and needs more is refused."""
+        self._limits[reason] = (max(0, blocks), refuses)
+        self._apply_limits()
+
+    def lift_limit(self, reason: str) -> None:
+        self._limits.pop(reason, None)
+        self._apply_limits()
 
     def opens_in_s(self, now_s: float) -> float:
         """Seconds until a waiting request may enter by itself, where nothing runs."""
-        opens = self._batching.opens_in_s(
-            now_s, running=len(self.running), waiting=self.waiting
-        )
+        opens = self._batching.opens_in_s(now_s, running=len(self.running), waiting=self.waiting)
         return opens or 0.0
 
     # --- coming in ---------------------------------------------------------------------------
@@ -132,6 +135,8 @@ class Scheduler:
     def submit(self, sequence: Sequence, now_s: float = 0.0) -> Refusal | None:
         """Queues it, or says why it can never run or may not wait."""
         reason = self._refusal(sequence)
+        if reason is None and self._is_full:
+            self._let_in(now_s)  # who need not wait any more takes no place in the queue
         if reason is None and self._is_full:
             match self._policy.overload:
                 case "reject":
@@ -149,45 +154,32 @@ class Scheduler:
     def admit(self, now_s: float = 0.0) -> tuple[Sequence, ...]:
         """Moves waiting sequences into the batch while slots and blocks allow: in order within a lane,
         and each lane up to what holds its first one up."""
-        opens = self._batching.opens_in_s(now_s, running=len(self.running), waiting=self.waiting)
-        admitted = []
-        for lane in self.lanes:
-            while lane.waiting:
-                reason = self._hindrance(lane, lane.waiting[0]) if opens == 0 else "batch"
-                if reason is not None:
-                    lane.held_up(reason, now_s)
-                    break
-                sequence = lane.leave(now_s)
-                if sequence.slots:
-                    self.book.swap_in(sequence)
-                else:
-                    self.book.adopt(sequence)
-                self.running.append(sequence)
-                admitted.append(sequence)
-        return tuple(admitted)
+        self._let_in(now_s)
+        admitted, self._entered = tuple(self._entered), []
+        return admitted
 
     # --- a step ------------------------------------------------------------------------------
 
     def next_rows(self, now_s: float = 0.0) -> tuple[Row, ...]:
-        """Every decode first, then prompt chunks, oldest first, within the step's token budget.
+        """Every decode first, then prompt chunks, by priority and the oldest first, within the step's
+        token budget.
 
         Takes the blocks that the rows' tokens will be written to; sequences for which there are none
         make way (``take_moves`` says which bytes go where before the step).
         """
         rows: list[Row] = []
         budget = self.max_batch_tokens
-        for sequence in [*filter(_is_decoding, self.running)]:
-            if budget and sequence in self.running and self._room_for(sequence, 1, now_s, rows):
-                rows.append(_row(sequence, 1))
-                budget -= 1
-        for sequence in [one for one in self.running if not one.is_decoding]:
+        for sequence in [one for one in self._by_priority() if one.is_decoding]:
+            if budget and sequence in self.running:
+                budget -= self._schedule(sequence, 1, now_s, rows)
+        for sequence in [one for one in self._by_priority() if not one.is_decoding]:
+            if sequence not in self.running:
+                continue
             left = sequence.known_tokens - sequence.computed
             count = min(left, budget) if self._policy.chunk_prompts else left
-            if count <= 0 or (not self._policy.chunk_prompts and rows and count > budget):
+            if count < 1 or (rows and count > budget):
                 break
-            if sequence in self.running and self._room_for(sequence, count, now_s, rows):
-                rows.append(_row(sequence, count))
-                budget = max(0, budget - count)
+            budget -= self._schedule(sequence, count, now_s, rows)
         return tuple(rows)
 
     def commit(self, rows: tuple[Row, ...], next_tokens: list[int]) -> None:
@@ -205,10 +197,7 @@ class Scheduler:
         self.running = [s for s in self.running if not s.is_finished]
         self._ended += finished
         if not self._batching.holds_finished or not self.running:
-            for sequence in self._ended:
-                self.book.drop(sequence.blocks)
-                sequence.blocks = []
-            self._ended = []
+            self._drop_ended()
         return finished, self.book.take_freed()
 
     def take_moves(self) -> tuple[Move, ...]:
@@ -222,8 +211,7 @@ class Scheduler:
         self.running.remove(sequence)
         sequence.preemptions += 1
         if self._policy.preempt != "swap" or not self.book.swap_out(sequence):
-            self.book.drop(sequence.blocks)
-            sequence.blocks = []
+            self.book.give_up(sequence)
             sequence.computed = 0
         self._lane_of(sequence).join(sequence, now_s, in_front=True)
 
@@ -233,9 +221,7 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self._lane_of(sequence).waiting.remove(sequence)
-        self.book.drop(sequence.blocks, forget=True)
-        self.book.drop_slots(sequence)
-        sequence.blocks = []
+        self.book.give_up(sequence, forget=True)
 
     def youngest(self, besides: abc.Container[Sequence] = ()) -> Sequence | None:
         """Who makes way first: of the lowest priority, the one that was admitted last."""
@@ -255,54 +241,88 @@ class Scheduler:
     def _refusal(self, sequence: Sequence) -> str | None:
         """Why it can never run."""
         need = self.blocks_of(sequence.total_tokens)
-        lane = self._lane_of(sequence).limits
         if len(sequence.prompt) + sequence.output_tokens > self._context_tokens:
             return "exceeds_context"
-        if need > self._standing_blocks:
-            return f"exceeds_{self._standing_reason}"
-        if lane.max_kv_tokens is not None and need * self.block_tokens > lane.max_kv_tokens:
+        for reason, (blocks, refuses) in self._limits.items():
+            if refuses and need > blocks:
+                return f"exceeds_{reason}"
+        lane = next((lane for lane in self.lanes if lane.takes(sequence)), None)
+        if lane is None or not lane.limits.fits(need * self.block_tokens):
             return "exceeds_lane"
         if need > self._policy.class_blocks.get(sequence.class_name, need):
             return "exceeds_class_budget"
         return None
 
     def _lane_of(self, sequence: Sequence) -> Lane:
-        return next((lane for lane in self.lanes if lane.takes(sequence)), self.lanes[-1])
+        """Of one that was not refused."""
+        return next(lane for lane in self.lanes if lane.takes(sequence))
+
+    def _apply_limits(self) -> None:
+        self.book.limit_to(min(blocks for blocks, _ in self._limits.values()))
+
+    @property
+    def _limit_reason(self) -> str:
+        """The limit that holds now; of equal ones the first that was set."""
+        return min(self._limits, key=lambda reason: self._limits[reason][0])
+
+    def _let_in(self, now_s: float) -> None:
+        opens = self._batching.opens_in_s(now_s, running=len(self.running), waiting=self.waiting)
+        left_tokens = self._batching.group_tokens
+        for lane in self.lanes:
+            while lane.waiting:
+                is_open = opens == 0 and (left_tokens is None or left_tokens > 0)
+                reason = self._hindrance(lane, lane.waiting[0]) if is_open else "batch"
+                if reason is not None:
+                    lane.held_up(reason, now_s)
+                    break
+                sequence = lane.leave(now_s)
+                if left_tokens is not None:
+                    left_tokens -= sequence.known_tokens
+                if sequence.slots:
+                    self.book.swap_in(sequence, beyond_limit=not self.running)
+                else:
+                    self.book.adopt(sequence)
+                self.running.append(sequence)
+                self._entered.append(sequence)
 
     def _hindrance(self, lane: Lane, sequence: Sequence) -> str | None:
         """Why it cannot enter now."""
-        mine = [one for one in self.running if self._lane_of(one) is lane]
-        limits = lane.limits
-        need = self._entry_blocks(sequence)
         if len(self.running) >= self._max_requests:
             return "requests"
-        if limits.max_requests is not None and len(mine) >= limits.max_requests:
+        mine = [one for one in self.running if self._lane_of(one) is lane]
+        if lane.limits.max_requests is not None and len(mine) >= lane.limits.max_requests:
             return "lane"
-        if limits.max_kv_tokens is not None:
-            blocks = self._all_blocks([*mine, sequence])
-            if blocks * self.block_tokens > limits.max_kv_tokens:
-                return "lane"
+        if not lane.limits.fits(self._all_blocks([*mine, sequence]) * self.block_tokens):
+            return "lane"
         most = self._policy.class_blocks.get(sequence.class_name)
         if most is not None:
             peers = [one for one in self.running if one.class_name == sequence.class_name]
             if self._all_blocks([*peers, sequence]) > most:
                 return "class_budget"
-        promised = 0
-        if self._policy.reserve == "whole":
-            promised = sum(self._missing_blocks(one) for one in self.running)
-        is_alone_allowed = not self.running and self.book.limit < self._standing_blocks
-        if need + promised > self.book.room and not is_alone_allowed:
-            return self._limit_reason
-        return None
+        adapters = {one.adapter for one in [*self.running, sequence] if one.adapter}
+        if self._policy.adapters is not None and len(adapters) > self._policy.adapters:
+            return "adapters"
+        need = self._entry_blocks(sequence) + self._promised_blocks()
+        # Alone it may go beyond a limit that fell while it waited, or it would wait for ever.
+        return self._limit_reason if self.running and need > self.book.room else None
+
+    def _promised_blocks(self) -> int:
+        """What those that run will still take, and nobody else may: all that they can need, or under
+        ``prompt`` what their known tokens need. Under pressure of memory it is all in any case: what
+        falls must not be filled up again."""
+        if self._policy.reserve == "whole" or PRESSURE in self._limits:
+            return sum(self._missing_blocks(one) for one in self.running)
+        return sum(
+            max(0, self.blocks_of(one.known_tokens) - len(one.blocks)) for one in self.running
+        )
 
     def _entry_blocks(self, sequence: Sequence) -> int:
         """Blocks that must be free for it to enter."""
-        if self._policy.reserve == "whole":
-            return self.blocks_of(sequence.total_tokens) - self.book.held_already(sequence)
-        # One more, so that it does not have to make way for itself at its first token.
-        most = self.blocks_of(sequence.total_tokens)
-        held = self.book.held_already(sequence)
-        return min(self.blocks_of(sequence.known_tokens) + 1, most) - held
+        need = self.blocks_of(sequence.total_tokens)
+        if self._policy.reserve == "prompt":
+            # One more, so that it does not have to make way for itself at its first token.
+            need = min(self.blocks_of(sequence.known_tokens) + 1, need)
+        return need - self.book.held_already(sequence)
 
     def _missing_blocks(self, sequence: Sequence) -> int:
         return self.blocks_of(sequence.total_tokens) - len(sequence.blocks)
@@ -310,9 +330,14 @@ class Scheduler:
     def _all_blocks(self, sequences: list[Sequence]) -> int:
         return sum(self.blocks_of(one.total_tokens) for one in sequences)
 
-    def _room_for(self, sequence: Sequence, count: int, now_s: float, rows: list[Row]) -> bool:
-        """Takes the blocks of its next ``count`` tokens, from others if need be. False: it had to make
-        way itself."""
+    def _by_priority(self) -> list[Sequence]:
+        return sorted(self.running, key=lambda one: -one.priority)
+
+    def _schedule(self, sequence: Sequence, count: int, now_s: float, rows: list[Row]) -> int:
+        """A row for its next ``count`` tokens, whose blocks it takes from others if need be: from who
+        has no row yet, or has a lower priority. Without blocks it makes way itself. Returns the tokens
+        that this adds to the step."""
+        added = 0
         missing = self.blocks_of(sequence.computed + count) - len(sequence.blocks)
         while missing > 0:
             try:
@@ -320,16 +345,24 @@ class Scheduler:
                 sequence.blocks += self.book.take(missing, beyond_limit=is_alone)
                 break
             except NoBlocksError:
-                victim = self.youngest([row.sequence for row in rows])
+                if self._ended:  # before anybody's work is thrown away
+                    self._drop_ended()
+                    continue
+                sure = [row.sequence for row in rows if row.sequence.priority >= sequence.priority]
+                victim = self.youngest(besides=sure)
                 assert victim is not None  # the sequence itself, at least
                 self.preempt(victim, now_s)
                 if victim is sequence:
-                    return False
-        return True
+                    return added
+                added -= sum(row.count for row in rows if row.sequence is victim)
+                rows[:] = [row for row in rows if row.sequence is not victim]
+        rows.append(_row(sequence, count))
+        return added + count
 
-
-def _is_decoding(sequence: Sequence) -> bool:
-    return sequence.is_decoding
+    def _drop_ended(self) -> None:
+        for sequence in self._ended:
+            self.book.give_up(sequence)
+        self._ended = []
 
 
 def _row(sequence: Sequence, count: int) -> Row:

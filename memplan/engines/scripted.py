@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from memplan.clock import VirtualClock
 from memplan.engines import Ended, EngineEvent, SegmentClosed
-from memplan.engines.scheduler import Scheduler
+from memplan.engines.admission import class_bytes_of, priority_of
+from memplan.engines.policy import open_scheduler, pool_blocks
 from memplan.engines.sequence import Row, Sequence
 from memplan.records import (
     EngineFacts,
@@ -44,13 +45,13 @@ class ScriptedEngine:
             self._script.context_tokens,
             self._settings.context_tokens or self._script.context_tokens,
         )
-        self._pool_blocks = self._settings.max_kv_tokens // self._settings.block_tokens
-        self._scheduler = Scheduler(
-            pool_blocks=self._pool_blocks,
-            block_tokens=self._settings.block_tokens,
+        settings = self._settings.model_dump(mode="json")
+        self._pool_blocks = pool_blocks(settings)
+        self._scheduler = open_scheduler(
+            settings,
             context_tokens=self._context_tokens,
-            max_requests=self._settings.max_requests,
-            max_batch_tokens=self._settings.max_batch_tokens,
+            block_bytes=self._block_bytes,
+            class_bytes=class_bytes_of(deployment),
         )
         self._opened_s = self._now_s()
         self._rows: tuple[Row, ...] = ()
@@ -96,8 +97,10 @@ class ScriptedEngine:
             request_id=request.request_id,
             prompt=list(prompt),
             output_tokens=request.output_tokens,
+            class_name=request.class_name,
+            priority=priority_of(request.labels),
         )
-        refusal = self._scheduler.submit(sequence)
+        refusal = self._scheduler.submit(sequence, self._now_s())
         if refusal is not None:
             record = RequestRecord(
                 request_id=refusal.request_id,
@@ -110,7 +113,7 @@ class ScriptedEngine:
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         deadline_s = self._now_s() + max(0.0, timeout_s)
         if not self._rows and self._scheduler.has_work:
-            self._begin_step()
+            deadline_s = min(deadline_s, self._begin_step())
         if self._rows and self._step_end_s <= deadline_s:
             self._clock.advance_to(self._epoch_s + self._step_end_s)
             self._end_step()
@@ -129,15 +132,20 @@ class ScriptedEngine:
     def _now_s(self) -> float:
         return self._clock.now_s() - self._epoch_s
 
-    def _begin_step(self) -> None:
+    def _begin_step(self) -> float:
+        """Begins a step if somebody may enter; the time at which to look again."""
         self._close("idle", activations_bytes=0)
         now_s = self._now_s()
-        for sequence in self._scheduler.admit():
-            self._admitted[sequence.request_id] = now_s
-        self._rows = self._scheduler.next_rows()
+        for sequence in self._scheduler.admit(now_s):
+            self._admitted.setdefault(sequence.request_id, now_s)
+        if not self._scheduler.running:
+            return now_s + self._scheduler.opens_in_s(now_s)
+        self._rows = self._scheduler.next_rows(now_s)
+        self._scheduler.take_moves()
         prefill = sum(row.count for row in self._rows if not row.is_decode)
         decode_s = self._script.decode_s_per_step if any(r.is_decode for r in self._rows) else 0.0
         self._step_end_s = now_s + prefill / self._script.prefill_tokens_per_s + decode_s
+        return self._step_end_s
 
     def _end_step(self) -> None:
         rows, self._rows = self._rows, ()
@@ -160,8 +168,9 @@ class ScriptedEngine:
         now_s = self._now_s()
         if kind == "idle" and now_s <= self._opened_s:
             return
-        blocks = sum(len(s.blocks) for s in self._scheduler.running)
-        held = self._script.runtime_bytes + self._script.weights_bytes + blocks * self._block_bytes
+        book = self._scheduler.book
+        held = self._script.runtime_bytes + self._script.weights_bytes
+        held += (book.held + book.kept + book.leaving) * self._block_bytes
         scheduled = {row.sequence.request_id: row.count for row in rows}
         per_token = self._script.kv_bytes_per_token
         segment = Segment(
@@ -174,20 +183,21 @@ class ScriptedEngine:
                 "host.rss": held,
                 "host.anon": held,
                 "host.heap_free": 0,
-                "engine.kv_blocks": blocks * self._block_bytes,
+                **book.gauges(self._block_bytes),
             },
             in_flight=tuple(
                 InFlight(
                     request_id=s.request_id,
-                    kv_used_bytes=s.computed * per_token,
-                    kv_reserved_bytes=self._scheduler.reserved_tokens(s) * per_token,
+                    kv_used_bytes=s.computed * per_token - others,
+                    kv_reserved_bytes=self._scheduler.reserved_tokens(s) * per_token - others,
                     tokens=scheduled.get(s.request_id, 0),
                 )
                 for s in self._scheduler.running
+                for others in [int(book.shared_away(s) * self._block_bytes)]
             ),
             prefill_tokens=sum(row.count for row in rows if not row.is_decode),
             decode_tokens=sum(1 for row in rows if row.is_decode),
-            waiting=len(self._scheduler.waiting),
+            waiting=self._scheduler.waiting_count,
         )
         self._opened_s = now_s
         self._backlog.append(SegmentClosed(segment=segment))
@@ -202,4 +212,8 @@ class ScriptedEngine:
             input_tokens_run=len(sequence.prompt),
             output_tokens_run=len(sequence.output),
             output_digest=hashlib.sha256(bytes(sequence.output)).hexdigest()[:16],
+            waited_s=sequence.waited_s,
+            preemptions=sequence.preemptions,
+            shared_tokens=sequence.shared_tokens,
+            is_shortened=sequence.is_shortened,
         )

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """A request inside the engine. ``computed`` counts tokens whose KV is in its blocks."""
+    """A request inside the engine. ``computed`` counts tokens whose KV is in its blocks, or in its
+    slots of the tier. Two are never equal."""
 
     request_id: str
     prompt: abc.Sequence[int]
@@ -18,11 +19,15 @@ class Sequence:
     class_name: str = ""
     priority: int = 0
     """Higher is preempted later."""
+    adapter: str = ""
+    """The LoRA adapter that computes it; empty for none. KV depends on it."""
     output: array[int] = field(default_factory=lambda: array("i"))
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     keys: list[bytes] = field(default_factory=list)
     """One for each full block of its known tokens, as far as they were needed; see ``blocks.chain``."""
+    published: int = 0
+    """So many of its blocks, the first ones, are known to others by their keys."""
     slots: list[int] = field(default_factory=list)
     """Where its blocks are in the offload tier, while it is preempted."""
     queued_s: float = 0.0
@@ -37,6 +42,11 @@ class Sequence:
     """Blocks that came back from the offload tier for it."""
     is_shortened: bool = False
     """The queue was full, and it is answered with fewer tokens than were asked for."""
+
+    @property
+    def root(self) -> bytes:
+        """The key before that of its first block: who runs with another adapter shares none."""
+        return self.adapter.encode()
 
     @property
     def known_tokens(self) -> int:

@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
-import hashlib
 import os
 import signal
 import socket
 import sys
 import time
-from array import array
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from memplan.compiled import Compiled
 from memplan.engines.allocator import allocator_settings, check_allocator
 from memplan.engines.allocator.trimming import Trimmer
 from memplan.engines.channel import Channel, ChannelClosedError, unpacked
-from memplan.engines.meter import Flight, SegmentMeter
+from memplan.engines.garbage import Garbage
+from memplan.engines.lazy_parts import LazyParts
+from memplan.engines.memory_budget import MemoryBudget
+from memplan.engines.meter import SegmentMeter
 from memplan.engines.planted import SpikePlanter
+from memplan.engines.policy import open_scheduler, pool_blocks
+from memplan.engines.pressure import open_pressure
 from memplan.engines.runner import Runner, open_runner
-from memplan.engines.scheduler import Row, Scheduler, Sequence
-from memplan.records import EngineFacts, RequestRecord, SegmentKind
+from memplan.engines.scheduler import BUDGET, Scheduler
+from memplan.engines.sequence import Sequence
+from memplan.engines.stepper import Stepper
+from memplan.engines.warm_up import run_largest_steps, warm_up
+from memplan.records import EngineFacts, SegmentKind
 
 # Idle time is cut into segments of this length, so that a run's timeline has no long blanks.
 _IDLE_SEGMENT_S = 0.25
-_WARMUP_TOKENS = 16
 # Sending costs as much as closing a segment, so closed ones are kept for a moment. If the engine is
 # killed, those are lost.
 _LONGEST_KEPT_S = 0.5
@@ -45,20 +51,32 @@ class Worker:
         self._channel = channel
         self._config = config
         self._settings = config["settings"]
-        self._meter = SegmentMeter(epoch_s=config["epoch_s"], engine_start=config["engine_start"])
+        self._meter = SegmentMeter(
+            epoch_s=config["epoch_s"],
+            engine_start=config["engine_start"],
+            library=_library_of(config["segment_library"]),
+        )
         self._runner: Runner | None = None
         self._scheduler: Scheduler | None = None
-        self._times: dict[str, dict[str, Any]] = {}
+        self._stepper: Stepper | None = None
+        self._budget: MemoryBudget | None = None
         self._planter: SpikePlanter | None = None
         self._flushed_s = 0.0
+        self._lazy = LazyParts()
+        self._garbage = Garbage(self._settings["gc"])
         self._trimmer = Trimmer(self._settings["trim"], self._meter.now_s)
 
     def run(self) -> None:
         facts = self._load()
         self._channel.send({"type": "ready", "facts": dataclasses.asdict(facts)})
-        while self._take_messages():
-            if self._scheduler is not None and self._scheduler.has_work:
-                self._step()
+        scheduler, stepper = self._scheduler, self._stepper
+        assert scheduler is not None and stepper is not None
+        wait_s = _IDLE_SEGMENT_S
+        while self._take_messages(wait_s):
+            opens_in_s = stepper.enter()
+            if scheduler.running:
+                stepper.step(self._flush_soon)
+            wait_s = min(_IDLE_SEGMENT_S, opens_in_s) if scheduler.has_work else _IDLE_SEGMENT_S
         self._closed("idle")
 
     # --- start-up --------------------------------------------------------------------------
@@ -74,19 +92,32 @@ class Worker:
         self._runner = runner
         self._meter.device = runner.device_peaks()
         self._meter.tensors = runner.tensors()
-        scheduler = self._open_pool(runner)
+        slots = self._open_pool(runner)
+        self._lazy = runner.lazy_parts()
+        if self._settings["tokenizer"] == "start":
+            self._lazy.bring_tokenizer()
         with contextlib.suppress(OSError):
             self._meter.composition = runner.composition()
         loaded = self._closed("load")
         load_s = time.monotonic() - began_s
-        self._warm_up(runner, scheduler)
+        context_tokens = self._context_tokens(runner)
+        warm_up(runner, self._settings, context_tokens=context_tokens)
+        self._budget = self._open_budget(runner, context_tokens)
         warm = self._closed("warmup")
-        # What the warm-up left behind in Python's own heap is not a cost of the first request.
-        gc.collect()
-        gc.freeze()
+        garbage_text = self._garbage.settle()
         weights = runner.weights_resident()
         idle = self._closed("idle")
-        self._scheduler = scheduler
+        self._scheduler = self._open_scheduler(runner, context_tokens, slots)
+        self._stepper = Stepper(
+            self._scheduler,
+            runner,
+            self._meter,
+            trimmer=self._trimmer,
+            pressure=open_pressure(self._settings),
+            budget=self._budget,
+            lazy=self._lazy,
+            garbage=self._garbage,
+        )
         self._plant()
         self._meter.slice_long_segments()
         return EngineFacts(
@@ -98,11 +129,11 @@ class Worker:
             device=runner.device,
             device_name=runner.device_name,
             vocab_tokens=runner.vocab_tokens,
-            context_tokens=self._context_tokens(runner),
+            context_tokens=context_tokens,
             max_requests=self._settings["max_requests"],
             kv_kind="reserved" if runner.kv_is_reserved else "growing",
             kv_bytes_per_token=runner.kv_bytes_per_token,
-            kv_pool_tokens=self._pool_blocks() * self._settings["block_tokens"],
+            kv_pool_tokens=pool_blocks(self._settings) * self._settings["block_tokens"],
             kv_block_tokens=self._settings["block_tokens"],
             weights_bytes=runner.weights_bytes,
             weights_mapped_bytes=runner.weights_mapped_bytes,
@@ -113,14 +144,19 @@ class Worker:
                 **idle["gauges"],
                 **weights,
                 **self._library_data(),
+                **self._lazy.gauges(),
                 "host.warm_peak": warm["peak"]["host.hwm"],
             },
             load_s=load_s,
             settings={
                 **allocator_settings(),
                 "trim": str(self._settings["trim"]),
+                "gc": garbage_text,
+                "tokenizer": self._settings["tokenizer"],
                 **runner.settings(),
+                **({"memory_budget": self._budget.text()} if self._budget else {}),
                 "segment_peaks": self._peaks_text(),
+                "segments_closed": self._meter.way,
             },
         )
 
@@ -136,34 +172,55 @@ class Worker:
         self._meter.close(kind, compose=True)
         return self.flush()[-1]
 
-    def _pool_blocks(self) -> int:
-        return int(self._settings["max_kv_tokens"]) // int(self._settings["block_tokens"])
-
     def _context_tokens(self, runner: Runner) -> int:
         asked = self._settings.get("context_tokens")
         return min(asked, runner.context_tokens) if asked else runner.context_tokens
 
-    def _open_pool(self, runner: Runner) -> Scheduler:
-        runner.open_pool(self._pool_blocks())
-        return Scheduler(
-            pool_blocks=self._pool_blocks(),
-            block_tokens=self._settings["block_tokens"],
-            context_tokens=self._context_tokens(runner),
-            max_requests=self._settings["max_requests"],
-            max_batch_tokens=self._settings["max_batch_tokens"],
-        )
+    def _open_pool(self, runner: Runner) -> int:
+        """Returns how many blocks the offload tier takes."""
+        settings = self._settings
+        offload_bytes = settings["offload_limit_bytes"] if settings["offload"] != "never" else 0
+        return runner.open_pool(pool_blocks(settings), offload_bytes=offload_bytes)
 
-    def _warm_up(self, runner: Runner, scheduler: Scheduler) -> None:
-        """Two small requests, so that lazily mapped weights are not billed to the first real ones."""
-        prompt_tokens = min(_WARMUP_TOKENS, self._context_tokens(runner) - 2)
-        for name in ("warmup-1", "warmup-2"):
-            prompt = array("i", (1 + i % (runner.vocab_tokens - 1) for i in range(prompt_tokens)))
-            scheduler.submit(Sequence(request_id=name, prompt=prompt, output_tokens=2))
-        scheduler.admit()
-        while scheduler.has_work:
-            rows = scheduler.next_rows()
-            scheduler.commit(rows, runner.run(rows))
-            runner.release(scheduler.retire()[1])
+    def _open_budget(self, runner: Runner, context_tokens: int) -> MemoryBudget | None:
+        budget_bytes = self._settings["memory_budget_bytes"]
+        if budget_bytes is None:
+            return None
+        if runner.kv_is_reserved:
+            raise RuntimeError(
+                f"settings.memory_budget is one of host memory, and the KV pool is on {runner.device}"
+            )
+        idle_bytes = self._closed("warmup")["gauges"]["host.rss"]
+        peak_bytes = run_largest_steps(
+            runner,
+            self._settings,
+            context_tokens=context_tokens,
+            measured=lambda: int(self._closed("warmup")["peak"]["host.hwm"]),
+        )
+        budget = MemoryBudget(
+            budget_bytes=budget_bytes,
+            idle_bytes=idle_bytes + self._lazy.coming_bytes,
+            step_bytes=peak_bytes - idle_bytes,
+            block_bytes=runner.block_bytes,
+        )
+        if budget.blocks < 1:
+            raise RuntimeError(
+                f"settings.memory_budget leaves nothing for KV: {budget.text()}; raise it, or "
+                "lower max_batch_tokens, max_requests or context_tokens"
+            )
+        return budget
+
+    def _open_scheduler(self, runner: Runner, context_tokens: int, slots: int) -> Scheduler:
+        scheduler = open_scheduler(
+            self._settings,
+            context_tokens=context_tokens,
+            block_bytes=runner.block_bytes,
+            class_bytes=self._config["class_bytes"],
+            slots=slots,
+        )
+        if self._budget is not None:
+            scheduler.limit_blocks(BUDGET, self._budget.blocks, refuses=True)
+        return scheduler
 
     def _plant(self) -> None:
         plan = self._config.get("self_test")
@@ -173,106 +230,31 @@ class Worker:
 
     # --- running ---------------------------------------------------------------------------
 
-    def _take_messages(self) -> bool:
-        """Takes what memplan sent; waits for it when there is nothing to do. False: stop."""
-        assert self._scheduler is not None
-        busy = self._scheduler.has_work
-        if not busy:
+    def _take_messages(self, wait_s: float) -> bool:
+        """Takes what memplan sent, waiting for it when nothing runs. False: stop."""
+        assert self._scheduler is not None and self._stepper is not None
+        is_busy = bool(self._scheduler.running)
+        if not is_busy:
             self.flush()
-        messages = self._channel.receive(0 if busy else _IDLE_SEGMENT_S)
-        if not busy:
-            self._meter.close("idle")
+        messages = self._channel.receive(0 if is_busy else wait_s)
+        if not is_busy:
+            self._meter.close(
+                "idle", waiting=self._scheduler.waiting_count, engine=self._stepper.gauges()
+            )
         for message in messages:
             match message["type"]:
                 case "stop":
                     return False
                 case "submit":
-                    self._submit(message)
+                    refusals = self._stepper.submit(_sequence_of(message))
+                    self._channel.send(*refusals)
         return True
 
-    def _submit(self, message: Mapping[str, Any]) -> None:
-        assert self._scheduler is not None
-        sequence = Sequence(
-            request_id=message["request_id"],
-            prompt=unpacked(message["prompt"]),
-            output_tokens=message["output_tokens"],
-        )
-        refusal = self._scheduler.submit(sequence)
-        if refusal is None:
-            self._times[sequence.request_id] = {}
-            return
-        record = RequestRecord(
-            request_id=refusal.request_id,
-            outcome="rejected",
-            reason=refusal.reason,
-            end_s=self._meter.now_s(),
-        )
-        self._channel.send({"type": "ended", "record": dataclasses.asdict(record)})
-
-    def _step(self) -> None:
-        scheduler, runner = self._scheduler, self._runner
-        assert scheduler is not None and runner is not None
-        now_s = self._meter.now_s()
-        for sequence in scheduler.admit():
-            self._times[sequence.request_id]["admitted_s"] = now_s
-        rows = scheduler.next_rows()
-        scheduler.commit(rows, runner.run(rows))
-        in_flight = self._in_flight(rows)
-        end_s = self._meter.close(
-            "step",
-            in_flight=in_flight,
-            prefill_tokens=sum(row.count for row in rows if not row.is_decode),
-            decode_tokens=sum(1 for row in rows if row.is_decode),
-            waiting=len(scheduler.waiting),
-            engine=self._kv_gauge(),
-        )
-        for row in rows:
-            if row.wants_token:
-                self._times[row.sequence.request_id].setdefault("first_token_s", end_s)
-        finished, freed = scheduler.retire()
-        endings = [self._ending(sequence, end_s) for sequence in finished]
-        is_due = end_s >= self._flushed_s + _LONGEST_KEPT_S or self._meter.kept >= _MOST_KEPT
-        if endings or is_due:
+    def _flush_soon(self, *endings: dict[str, Any]) -> None:
+        """Endings at once, with the segments before them; segments alone not at every step."""
+        is_due = self._meter.now_s() >= self._flushed_s + _LONGEST_KEPT_S
+        if endings or is_due or self._meter.kept >= _MOST_KEPT:
             self.flush(*endings)
-        if freed:
-            # In a segment of its own: the next step's peak must not start at memory already freed.
-            runner.release(freed)
-            self._trimmer.after_release()
-            self._meter.close("release", in_flight=in_flight, engine=self._kv_gauge())
-
-    def _in_flight(self, rows: tuple[Row, ...]) -> tuple[Flight, ...]:
-        assert self._scheduler is not None and self._runner is not None
-        per_token = self._runner.kv_bytes_per_token
-        scheduled = {row.sequence.request_id: row.count for row in rows}
-        return tuple(
-            (
-                s.request_id,
-                s.computed * per_token,
-                self._scheduler.reserved_tokens(s) * per_token,
-                scheduled.get(s.request_id, 0),
-            )
-            for s in self._scheduler.running
-        )
-
-    def _ending(self, sequence: Sequence, end_s: float) -> dict[str, Any]:
-        digest = hashlib.sha256(array("q", sequence.output).tobytes()).hexdigest()[:16]
-        record = RequestRecord(
-            request_id=sequence.request_id,
-            outcome="completed",
-            end_s=end_s,
-            input_tokens_run=len(sequence.prompt),
-            output_tokens_run=len(sequence.output),
-            output_digest=digest,
-            **self._times.pop(sequence.request_id),
-        )
-        return {"type": "ended", "record": dataclasses.asdict(record)}
-
-    def _kv_gauge(self) -> Mapping[str, int]:
-        """Bytes of the blocks that running requests hold: whole blocks, written or not."""
-        assert self._scheduler is not None and self._runner is not None
-        blocks = sum(len(s.blocks) for s in self._scheduler.running)
-        block_bytes = self._scheduler.block_tokens * self._runner.kv_bytes_per_token
-        return {"engine.kv_blocks": blocks * block_bytes}
 
     def flush(self, *endings: dict[str, Any]) -> list[dict[str, Any]]:
         """Sends the segments closed since the last time, and what follows from them."""
@@ -286,6 +268,21 @@ class Worker:
             ]
         self._channel.send(*messages)
         return segments
+
+
+def _library_of(told: Mapping[str, Any]) -> Compiled:
+    return Compiled(path=Path(told["path"]) if told["path"] else None, reason=told["reason"])
+
+
+def _sequence_of(message: Mapping[str, Any]) -> Sequence:
+    return Sequence(
+        request_id=message["request_id"],
+        prompt=unpacked(message["prompt"]),
+        output_tokens=message["output_tokens"],
+        class_name=message["class_name"],
+        priority=message["priority"],
+        adapter=message["adapter"],
+    )
 
 
 def main() -> None:

@@ -84,8 +84,8 @@ def test_activations_are_a_peak_of_the_step_and_gone_after_it() -> None:
 def test_a_token_is_given_to_each_row_that_wants_one() -> None:
     runner = ballast()
     chunk = Row(sequence=prompt(20, [0, 1]), start=0, count=16)
-    whole = Row(sequence=prompt(16, [2]), start=0, count=16)
-    decode = Row(sequence=prompt(16, [3, 4]), start=16, count=1)
+    whole = Row(sequence=prompt(16, [2]), start=0, count=16, wants_token=True)
+    decode = Row(sequence=prompt(16, [3, 4]), start=16, count=1, is_decode=True, wants_token=True)
     assert runner.run((decode, whole, chunk)) == [1, 1]
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from memplan.engines.torch.kv_format import PlainKv  # noqa: E402
 from memplan.engines.torch.pool import KvPool, _runs  # noqa: E402
 from memplan.pages import PAGE_BYTES, PageMap  # noqa: E402
 
@@ -22,8 +23,7 @@ def pool(blocks: int = 8, head_dim: int = DIM) -> KvPool:
         block_tokens=BLOCK_TOKENS,
         layer_count=LAYERS,
         kv_heads=HEADS,
-        head_dim=head_dim,
-        dtype=torch.float32,
+        kv_format=PlainKv(head_dim, torch.float32),
         device=torch.device("cpu"),
     )
 

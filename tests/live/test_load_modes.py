@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import request
 
 from memplan.clock import MonotonicClock
-from memplan.engines import Ended, open_engine
-from memplan.records import EngineFacts, RequestRecord
+from memplan.engines import Ended, SegmentClosed, open_engine
+from memplan.records import EngineFacts, RequestRecord, Segment
 from memplan.specs import Deployment
 from memplan.units import MIB
 from memplan.workload.prompts import prompt_token_ids
@@ -27,11 +28,13 @@ ASKED = request(input_tokens=40, output_tokens=8)
 class Started:
     facts: EngineFacts
     answer: RequestRecord
+    segments: tuple[Segment, ...]
+    """Until the answer came."""
 
 
-def started(deployment: Deployment, mode: str, log: Path) -> Started:
+def started(deployment: Deployment, mode: str, log: Path, **changed: Any) -> Started:
     settings = deployment.settings.model_copy(
-        update={"device": "cpu", "weights": "bf16", "threads": 1, "load": mode}
+        update={"device": "cpu", "weights": "bf16", "threads": 1, "load": mode, **changed}
     )
     clock = MonotonicClock()
     engine = open_engine(
@@ -45,10 +48,13 @@ def started(deployment: Deployment, mode: str, log: Path) -> Started:
         facts = engine.start()
         engine.submit(ASKED, prompt_token_ids(ASKED, vocab_tokens=facts.vocab_tokens))
         deadline_s = time.monotonic() + 60
+        segments: list[Segment] = []
         while time.monotonic() < deadline_s:
             for event in engine.poll(1.0):
+                if isinstance(event, SegmentClosed):
+                    segments.append(event.segment)
                 if isinstance(event, Ended):
-                    return Started(facts=facts, answer=event.record)
+                    return Started(facts=facts, answer=event.record, segments=tuple(segments))
     finally:
         engine.stop()
     raise AssertionError("no answer in a minute")

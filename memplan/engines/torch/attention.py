@@ -17,6 +17,8 @@ from memplan.engines.sequence import Row
 from memplan.engines.torch.pool import KvPool
 
 NAME = "memplan_paged"
+_GROUP_BLOCKS = 8
+"""Reading so many blocks in vain costs less than attending in one more group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,9 @@ class _Chunk:
 class _DecodeGroup:
     """Decodes of similar context: packed indices [B], block table [B, blocks], contexts [B]."""
 
-    indices: torch.Tensor
+    number: int
+    indices: torch.Tensor | None
+    """None: all of the packed row, in its order."""
     blocks: torch.Tensor
     contexts: torch.Tensor
 
@@ -70,7 +74,7 @@ class PagedAttention:
                 )
         self._write_blocks = self._tensor(blocks)
         self._write_offsets = self._tensor(offsets)
-        self._groups = self._group(decodes)
+        self._groups = self._group(decodes, is_all=not self._chunks)
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
     def attend(
@@ -86,62 +90,71 @@ class PagedAttention:
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """Query [1, heads, T, dim], key and value [1, kv_heads, T, dim] → ([1, T, heads, dim], None)."""
-        keys, values = self._pool.layers[int(module.layer_idx)]  # type: ignore[arg-type]
-        where = (self._write_blocks, self._write_offsets)
-        keys[where] = key[0].transpose(0, 1).to(keys.dtype)
-        values[where] = value[0].transpose(0, 1).to(values.dtype)
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        self._pool.write(
+            layer,
+            (self._write_blocks, self._write_offsets),
+            keys=key[0].transpose(0, 1),
+            values=value[0].transpose(0, 1),
+        )
+        if len(self._groups) == 1 and self._groups[0].indices is None:
+            return self._decode(self._groups[0], layer, query, scaling, sliding_window)[None], None
         out = torch.empty_like(query[0].transpose(0, 1), memory_format=torch.contiguous_format)
         for index, chunk in enumerate(self._chunks):
             span = slice(chunk.begin, chunk.end)
-            if chunk.before == 0 and sliding_window is None:
-                # Nothing before it: the chunk's own keys are all it needs, and no copy is made.
-                out[span] = scaled_dot_product_attention(
-                    query[:, :, span], key[:, :, span], value[:, :, span],
-                    is_causal=True, scale=scaling, enable_gqa=True,
-                )[0].transpose(0, 1)  # fmt: skip
-                continue
-            total = chunk.before + chunk.end - chunk.begin
-            seen_keys = self._gather(keys, chunk.blocks[None], query.dtype)[:, :, :total]
-            seen_values = self._gather(values, chunk.blocks[None], query.dtype)[:, :, :total]
-            out[span] = scaled_dot_product_attention(
-                query[:, :, span], seen_keys, seen_values,
-                attn_mask=self._causal(index, chunk, sliding_window),
-                scale=scaling, enable_gqa=True,
-            )[0].transpose(0, 1)  # fmt: skip
+            own = (query[:, :, span], key[:, :, span], value[:, :, span])
+            answered = self._prompt(index, chunk, layer, own, scaling, sliding_window)
+            out[span] = answered[0].transpose(0, 1)
         for group in self._groups:
-            self._decode(group, query, keys, values, out, scaling, sliding_window)
+            out[group.indices] = self._decode(group, layer, query, scaling, sliding_window)
         return out[None], None
+
+    def _prompt(
+        self,
+        index: int,
+        chunk: _Chunk,
+        layer: int,
+        own: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """``own``: the chunk's query, key and value. What is read of the pool is free on return, before
+        the next chunk's is."""
+        query, key, value = own
+        if chunk.before == 0 and sliding_window is None and self._pool.format.is_exact(key.dtype):
+            # Nothing before it: the chunk's own keys are all it needs, and no copy is made. Of a pool
+            # that rounds every key is read back, or how a prompt is cut would change answers.
+            return scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+            )
+        total = chunk.before + chunk.end - chunk.begin
+        keys, values = self._pool.read(layer, chunk.blocks[None], query.dtype)
+        return scaled_dot_product_attention(
+            query, keys[:, :, :total], values[:, :, :total],
+            attn_mask=self._causal(index, chunk, sliding_window),
+            scale=scaling, enable_gqa=True,
+        )  # fmt: skip
 
     def _decode(
         self,
         group: _DecodeGroup,
+        layer: int,
         query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        out: torch.Tensor,
         scaling: float | None,
         sliding_window: int | None,
-    ) -> None:
-        """The query heads that share a KV head stand in as query positions, so no key is repeated."""
-        kv_heads, head_dim = keys.shape[2], keys.shape[3]
-        asked = query[0].transpose(0, 1)[group.indices]
-        asked = asked.reshape(len(group.indices), kv_heads, -1, head_dim)
-        position = torch.arange(group.blocks.shape[1] * self._block_tokens, device=self._device)
-        visible = position[None] < group.contexts[:, None]
-        if sliding_window is not None:
-            visible &= position[None] >= group.contexts[:, None] - sliding_window
+    ) -> torch.Tensor:
+        """[B, heads, dim]. The query heads that share a KV head stand in as query positions, so no key
+        is repeated."""
+        keys, values = self._pool.read(layer, group.blocks, query.dtype)
+        count, kv_heads, _, head_dim = keys.shape
+        asked = query[0].transpose(0, 1)
+        if group.indices is not None:
+            asked = asked[group.indices]
         answered = scaled_dot_product_attention(
-            asked,
-            self._gather(keys, group.blocks, query.dtype),
-            self._gather(values, group.blocks, query.dtype),
-            attn_mask=visible[:, None, None, :],
-            scale=scaling,
-        )
-        out[group.indices] = answered.reshape(len(group.indices), -1, head_dim)
-
-    def _gather(self, pool: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """[B, blocks] → [B, kv_heads, blocks * block_tokens, dim]."""
-        return pool[blocks].flatten(1, 2).transpose(1, 2).to(dtype)
+            asked.reshape(count, kv_heads, -1, head_dim), keys, values,
+            attn_mask=self._visible(group, sliding_window, query.dtype), scale=scaling,
+        )  # fmt: skip
+        return answered.reshape(count, -1, head_dim)
 
     def _causal(self, index: int, chunk: _Chunk, sliding_window: int | None) -> torch.Tensor:
         """One mask a chunk and window, made once for all layers."""
@@ -156,20 +169,48 @@ class PagedAttention:
             self._masks[key] = mask
         return self._masks[key]
 
-    def _group(self, decodes: list[tuple[int, Row]]) -> list[_DecodeGroup]:
-        """Groups whose block counts share a power of two: padding stays below a factor of two."""
-        by_size: dict[int, list[tuple[int, Row]]] = {}
-        for index, row in decodes:
-            by_size.setdefault(len(row.sequence.blocks).bit_length(), []).append((index, row))
+    def _visible(
+        self, group: _DecodeGroup, sliding_window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """[B, 1, 1, blocks * block_tokens], made once for all layers, as what is added to scores: of
+        truth values torch would make that in every layer."""
+        key = (-1 - group.number, sliding_window)
+        if key not in self._masks:
+            width = group.blocks.shape[1] * self._block_tokens
+            position = torch.arange(width, device=self._device)
+            visible = position[None] < group.contexts[:, None]
+            if sliding_window is not None:
+                visible &= position[None] >= group.contexts[:, None] - sliding_window
+            added = torch.zeros(visible.shape, dtype=dtype, device=self._device)
+            self._masks[key] = added.masked_fill_(~visible, float("-inf"))[:, None, None, :]
+        return self._masks[key]
+
+    def _group(self, decodes: list[tuple[int, Row]], *, is_all: bool) -> list[_DecodeGroup]:
+        """Groups whose block counts share a power of two, so that padding stays below a factor of two,
+        and who is shorter where that wastes little. ``is_all``: the packed row holds nothing else."""
+        found: list[list[tuple[int, Row]]] = []
+        width = wasted = 0
+        for index, row in sorted(decodes, key=lambda one: -len(one[1].sequence.blocks)):
+            count = len(row.sequence.blocks)
+            if count.bit_length() != width.bit_length():
+                wasted += width - count
+                if not found or wasted > _GROUP_BLOCKS:
+                    found.append([])
+                    width, wasted = count, 0
+            found[-1].append((index, row))
         groups = []
-        for members in by_size.values():
+        for number, members in enumerate(found):
+            members.sort(key=lambda one: one[0])
             width = max(len(row.sequence.blocks) for _, row in members)
             tables = [
                 row.sequence.blocks + [0] * (width - len(row.sequence.blocks)) for _, row in members
             ]
             groups.append(
                 _DecodeGroup(
-                    indices=self._tensor([index for index, _ in members]),
+                    number=number,
+                    indices=None
+                    if is_all and len(found) == 1
+                    else self._tensor([index for index, _ in members]),
                     blocks=torch.tensor(tables, device=self._device),
                     contexts=self._tensor([row.start + 1 for _, row in members]),
                 )

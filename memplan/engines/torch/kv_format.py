@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 GROUP = 32
-"""Numbers of an int4 vector that share a scale and a minimum."""
+"""Numbers of a vector that share a scale, and a minimum (int4) or a midpoint (int8)."""
 
 
 class KvFormat(Protocol):
@@ -22,7 +22,10 @@ class KvFormat(Protocol):
     storage: torch.dtype
     width: int
     """Elements of ``storage`` in a row."""
-    is_lossy: bool
+
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        """Whether vectors of this type come back as they were."""
+        ...
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor: ...
 
@@ -36,7 +39,9 @@ class PlainKv:
         self.name = str(dtype).removeprefix("torch.")
         self.storage = dtype
         self.width = head_dim
-        self.is_lossy = False
+
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        return torch.promote_types(dtype, self.storage) == self.storage
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors.to(self.storage)
@@ -46,25 +51,40 @@ class PlainKv:
 
 
 class Int8Kv:
-    """Symmetric, with one fp16 scale a vector: head_dim + 2 bytes."""
+    """Groups of 32 with an fp16 scale and midpoint each: head_dim · 9/8 bytes.
+
+    One scale a vector would be head_dim + 2, and keys have channels of ten times the others' size: it
+    costs four times the KL (6.0e-4 against 1.4e-4, SmolLM2-135M in fp32), nearly all of it by keys.
+    Heads that are not of whole groups are one group.
+    """
 
     name = "int8"
     storage = torch.uint8
-    is_lossy = True
 
     def __init__(self, head_dim: int) -> None:
         self._dim = head_dim
-        self.width = head_dim + 2
+        self._groups = max(1, head_dim // GROUP) if head_dim % GROUP == 0 else 1
+        self.width = head_dim + self._groups * 4
+
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        return False
 
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
-        vectors = vectors.float()
-        scale = _fp16(vectors.abs().amax(dim=-1, keepdim=True) / 127)
-        numbers = (vectors / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
-        return torch.cat([numbers.view(torch.uint8), scale.view(torch.uint8)], dim=-1)
+        grouped = _groups_of(vectors.float(), self._groups)
+        low, high = grouped.aminmax(dim=-1, keepdim=True)
+        middle = ((low + high) / 2).to(torch.float16)
+        reach = torch.maximum(high - middle.float(), middle.float() - low)
+        scale = _fp16(reach / 127)
+        numbers = ((grouped - middle.float()) / scale.float()).round_().clamp_(-127, 127)
+        numbers = numbers.to(torch.int8).flatten(-2)
+        scales = torch.cat([scale, middle], dim=-1).flatten(-2)
+        return torch.cat([numbers.view(torch.uint8), scales.view(torch.uint8)], dim=-1)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        scale = rows[..., self._dim :].contiguous().view(torch.float16).to(dtype)
-        return rows[..., : self._dim].view(torch.int8).to(dtype).mul_(scale)
+        scales = rows[..., self._dim :].contiguous().view(torch.float16).to(dtype)
+        scale, middle = _groups_of(scales, self._groups).chunk(2, dim=-1)
+        numbers = rows[..., : self._dim].view(torch.int8).to(dtype)
+        return _groups_of(numbers, self._groups).mul_(scale).add_(middle).flatten(-2)
 
 
 class Int4Kv:
@@ -72,7 +92,6 @@ class Int4Kv:
 
     name = "int4"
     storage = torch.uint8
-    is_lossy = True
 
     def __init__(self, head_dim: int) -> None:
         if head_dim % GROUP:
@@ -84,8 +103,11 @@ class Int4Kv:
         self._half = head_dim // 2
         self.width = self._half + self._groups * 4
 
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        return False
+
     def encode(self, vectors: torch.Tensor) -> torch.Tensor:
-        grouped = vectors.float().unflatten(-1, (self._groups, GROUP))
+        grouped = _groups_of(vectors.float(), self._groups)
         low = grouped.amin(dim=-1, keepdim=True).to(torch.float16)
         scale = _fp16((grouped.amax(dim=-1, keepdim=True) - low.float()) / 15)
         numbers = ((grouped - low.float()) / scale.float()).round_().clamp_(0, 15)
@@ -98,11 +120,18 @@ class Int4Kv:
         packed = rows[..., : self._half]
         numbers = torch.cat([packed & 15, packed >> 4], dim=-1).to(dtype)
         scales = rows[..., self._half :].contiguous().view(torch.float16).to(dtype)
-        scale, low = scales.unflatten(-1, (self._groups, 2)).split(1, dim=-1)
-        return numbers.unflatten(-1, (self._groups, GROUP)).mul_(scale).add_(low).flatten(-2)
+        scale, low = _groups_of(scales, self._groups).chunk(2, dim=-1)
+        return _groups_of(numbers, self._groups).mul_(scale).add_(low).flatten(-2)
 
 
-def kv_format(setting: str, head_dim: int, dtypes: dict[str, torch.dtype]) -> KvFormat:
+_FLOATS = {
+    **dict.fromkeys(("fp32", "float32"), torch.float32),
+    **dict.fromkeys(("bf16", "bfloat16"), torch.bfloat16),
+    **dict.fromkeys(("fp16", "float16"), torch.float16),
+}
+
+
+def kv_format(setting: str, head_dim: int) -> KvFormat:
     """Raises ValueError where the model's heads do not fit the format."""
     match setting:
         case "int8":
@@ -110,7 +139,12 @@ def kv_format(setting: str, head_dim: int, dtypes: dict[str, torch.dtype]) -> Kv
         case "int4":
             return Int4Kv(head_dim)
         case _:
-            return PlainKv(head_dim, dtypes[setting])
+            return PlainKv(head_dim, _FLOATS[setting])
+
+
+def _groups_of(vectors: torch.Tensor, groups: int) -> torch.Tensor:
+    """``[…, n]`` → ``[…, groups, n / groups]``."""
+    return vectors.view(*vectors.shape[:-1], groups, -1)
 
 
 def _fp16(scale: torch.Tensor) -> torch.Tensor:

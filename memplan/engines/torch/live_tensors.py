@@ -68,6 +68,8 @@ class LiveTensors:
         self._out = array("q", bytes(8 * (3 + _OWNERS)))
         self._address = self._out.buffer_info()[0]
         self._take.argtypes = (ctypes.c_void_p,)
+        address = ctypes.cast(self._take, ctypes.c_void_p).value or 0
+        self.c_function = address, 8 * (3 + _OWNERS)
         self._running = ctypes.c_int32.in_dll(process, "memplan_owner")
         self._interpreter = process.memplan_interpreter_bytes
         self._interpreter.restype = ctypes.c_int64

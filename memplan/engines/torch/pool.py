@@ -12,6 +12,7 @@ import mmap
 import torch
 
 from memplan.engines.sequence import Move
+from memplan.engines.torch.gather_buffers import GatherBuffers
 from memplan.engines.torch.kv_format import KvFormat
 from memplan.engines.torch.tier import KvTier
 from memplan.pages import PAGE_BYTES
@@ -30,8 +31,10 @@ class KvPool:
         kv_heads: int,
         kv_format: KvFormat,
         device: torch.device,
+        buffers: GatherBuffers | None = None,
     ) -> None:
         self.format = kv_format
+        self._buffers = buffers
         shape = (layer_count, 2, block_tokens, kv_heads, kv_format.width)
         dtype = kv_format.storage
         block_elements = layer_count * 2 * block_tokens * kv_heads * kv_format.width
@@ -53,7 +56,7 @@ class KvPool:
             storage = self._blocks[:, :block_elements].view(blocks, *shape)
         else:
             self.stride_bytes = block_bytes
-            storage = torch.empty((blocks, *shape), dtype=dtype, device=device)
+            storage = torch.zeros((blocks, *shape), dtype=dtype, device=device)
             self._blocks = storage.view(blocks, block_elements)
         self.layers = [(storage[:, i, 0], storage[:, i, 1]) for i in range(layer_count)]
 
@@ -81,12 +84,22 @@ class KvPool:
     def read(
         self, layer: int, blocks: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blocks ``[B, n]`` → keys and values, each ``[B, kv_heads, n · block_tokens, head_dim]``."""
+        """Blocks ``[B, n]`` → keys and values, each ``[B, kv_heads, n · block_tokens, head_dim]``; good
+        until the next call, which may write to the same memory."""
         keys, values = (
-            self.format.decode(stored[blocks], dtype).flatten(1, 2).transpose(1, 2)
-            for stored in self.layers[layer]
+            self.format.decode(self._gathered(part, stored, blocks), dtype)
+            .flatten(1, 2)
+            .transpose(1, 2)
+            for part, stored in enumerate(self.layers[layer])
         )
         return keys, values
+
+    def _gathered(self, part: int, stored: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+        if self._buffers is not None:
+            return self._buffers.gather(part, stored, blocks)
+        # Copies whole blocks, where indexing goes number by number.
+        gathered = torch.index_select(stored, 0, blocks.flatten())
+        return gathered.view(*blocks.shape, *stored.shape[1:])
 
     def move(self, moves: tuple[Move, ...], tier: KvTier | None) -> None:
         """Does these, in their order."""

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from memplan.engines.allocator import trim_heap
 from memplan.engines.composition import HostComposition
+from memplan.engines.lazy_parts import LazyParts
 from memplan.engines.meter import DevicePeaks, TensorCounter
-from memplan.engines.sequence import Row
+from memplan.engines.sequence import Move, Row
+from memplan.engines.torch.adapter_files import read_adapters
+from memplan.engines.torch.adapters import AdapterSet
 from memplan.engines.torch.attention import NAME, PagedAttention
 from memplan.engines.torch.cuda_memory import CudaMemory
+from memplan.engines.torch.gather_buffers import GatherBuffers
+from memplan.engines.torch.kv_format import kv_format
+from memplan.engines.torch.layer_streaming import place, with_streaming
 from memplan.engines.torch.live_tensors import WEIGHTS, open_live_tensors
 from memplan.engines.torch.load_mode import LOAD_MODES, copy_into_memory
 from memplan.engines.torch.pool import KvPool
-from memplan.pages import Area, PageMap, file_areas, give_back
+from memplan.engines.torch.quantized_folder import DTYPES, load_model
+from memplan.engines.torch.tier import DiskTier, HostTier, KvTier
+from memplan.engines.torch.tokenizer import FolderTokenizer
+from memplan.engines.torch.weight_forms import WeightPlan
+from memplan.engines.torch.weights import Weights
+from memplan.engines.torch.wide_products import tile_products, widen_products
+from memplan.units import bytes_text
 
 _WATCHED_TOKENS = 32
 """Of a step: with fewer, next to no tensor is large enough to be told apart by its owner."""
 
 COUNTED = "counted exactly by a hook on c10::alloc_cpu"
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchRunner:
@@ -56,14 +64,17 @@ class TorchRunner:
         heads: int = text.num_attention_heads
         self._kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
         self._head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
-        self._dtype = _DTYPES["fp32" if settings["weights"] == "fp32" else "bf16"]
-        self._kv_dtype = self._dtype if settings["kv"] == "auto" else _DTYPES[settings["kv"]]
-        # Keys and values of every layer: 2 · layers · kv_heads · head_dim · bytes
-        # (transformers' DynamicCache holds exactly this many).
-        self.kv_bytes_per_token = (
-            2 * self._layer_count * self._kv_heads * self._head_dim * self._kv_dtype.itemsize
-        )
+        self._plan = WeightPlan.of_settings(settings)
+        self._dtype = DTYPES[self._plan.compute]
+        kv = str(self._dtype).removeprefix("torch.") if settings["kv"] == "auto" else settings["kv"]
+        self._kv_format = kv_format(kv, self._head_dim)
+        # Keys and values of every layer: 2 · layers · kv_heads · bytes of a head's vector
+        # (transformers' DynamicCache holds exactly this many, of float types).
+        row_bytes = self._kv_format.width * self._kv_format.storage.itemsize
+        self.kv_bytes_per_token = 2 * self._layer_count * self._kv_heads * row_bytes
         self.kv_is_reserved = self._device.type != "cpu"
+        self._adapters: AdapterSet | None = None
+        self._buffers: GatherBuffers | None = None
 
     def load(self) -> None:
         if isinstance(self._tensors, str):
@@ -76,65 +87,87 @@ class TorchRunner:
     def _load(self) -> None:
         AttentionInterface.register(NAME, self._attend)
         AttentionMaskInterface.register(NAME, _no_mask)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self._folder, dtype=self._dtype, attn_implementation=NAME
-        )
-        model.eval()
-        model.requires_grad_(False)
-        if self._settings["weights"] == "int8":
-            _quantize_int8(model)
-            # The full-precision pages it was quantized from are clean file pages: without this
-            # they stay resident, and int8 would save nothing.
-            self._give_back_file_pages()
-            # Quantizing leaves holes between the small tensors it made: 309 MiB of free heap for
-            # a model of 156 MiB, measured, which would be charged to every replica for ever.
-            trim_heap()
+        model = load_model(self._folder, self._plan, device=self._device.type, attention=NAME)
         if self._settings["load"] == "read":
             copy_into_memory(model, str(self._folder))
-        self._model = model.to(self._device)
-        self._storages = _storages(model)
-        self.weights_bytes = sum(self._storages.values())
-        self.weights_mapped_bytes = self._mapped(self._storages)
+        self._widened = widen_products(model) if self._device.type == "cpu" else 0
+        if self._device.type == "cpu":
+            tile_products(model)
+        self._model = model
+        self._streaming = place(
+            model,
+            layer_count=self._layer_count,
+            keep=self._settings["resident_layers"],
+            device=self._device,
+            folder=str(self._folder),
+        )
+        self._weights = Weights(model, self._folder, self._streaming)
+        self.weights_bytes = self._weights.total_bytes
+        self.weights_mapped_bytes = self._weights.mapped_bytes
 
-    def open_pool(self, blocks: int) -> None:
+    def open_pool(self, blocks: int, *, offload_bytes: int = 0) -> int:
         block_tokens = self._settings["block_tokens"]
+        if self._settings.get("reuse_buffers") and self._device.type == "cpu":
+            self._buffers = GatherBuffers()
         self._pool = KvPool(
             blocks=blocks,
             block_tokens=block_tokens,
             layer_count=self._layer_count,
             kv_heads=self._kv_heads,
-            head_dim=self._head_dim,
-            dtype=self._kv_dtype,
+            kv_format=self._kv_format,
             device=self._device,
+            buffers=self._buffers,
         )
+        self.block_bytes = self._pool.stride_bytes
+        slots = offload_bytes // self.block_bytes
+        if offload_bytes and not slots:
+            raise RuntimeError(
+                f"settings.offload_limit is {bytes_text(offload_bytes)}, less than one KV block of "
+                f"{bytes_text(self.block_bytes)}"
+            )
+        self._tier = self._open_tier(slots) if slots else None
         self._attention = PagedAttention(self._pool, block_tokens=block_tokens, device=self._device)
+        return slots
+
+    def run(self, rows: tuple[Row, ...]) -> list[int]:
+        newest: list[int] = []
+        count = 0
+        for row in rows:
+            count += row.count
+            if row.wants_token:
+                newest.append(count - 1)
+        # Of a prompt chunk in the middle no logits are wanted, but their shape must exist.
+        logits = self.logits(rows, newest or [count - 1])
+        chosen: list[int] = logits.argmax(dim=-1).tolist()
+        return chosen[: len(newest)]
 
     @torch.no_grad()
-    def run(self, rows: tuple[Row, ...]) -> list[int]:
+    def logits(self, rows: tuple[Row, ...], wanted: list[int]) -> torch.Tensor:
+        """``[wanted, vocabulary]``, behind the tokens at these places of the rows put end to end."""
         ids: list[int] = []
         positions: list[int] = []
-        newest: list[int] = []
         for row in rows:
             span = range(row.start, row.start + row.count)
-            ids.extend(row.sequence.token(position) for position in span)
+            ids.extend(row.sequence.tokens(span.start, span.stop))
             positions.extend(span)
-            if row.wants_token:
-                newest.append(len(ids) - 1)
         self._attention.prepare(rows)
+        if self._adapters is not None:
+            self._adapters.begin_step(rows)
         if not isinstance(self._tensors, str):
             self._tensors.watch(is_on=len(ids) >= _WATCHED_TOKENS)
-        if not newest:  # a prompt chunk in the middle: no logits, but their shape must exist
-            newest_tensor = torch.tensor([len(ids) - 1], device=self._device)
-        else:
-            newest_tensor = torch.tensor(newest, device=self._device)
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
             use_cache=False,
-            logits_to_keep=newest_tensor,
+            logits_to_keep=torch.tensor(wanted, device=self._device),
         )
-        chosen: list[int] = output.logits[0].argmax(dim=-1).tolist()
-        return chosen[: len(newest)]
+        if self._adapters is not None:
+            self._adapters.end_step()
+        found: torch.Tensor = output.logits[0]
+        return found
+
+    def move(self, moves: tuple[Move, ...]) -> None:
+        self._pool.move(moves, self._tier)
 
     def release(self, blocks: tuple[int, ...]) -> None:
         self._pool.release(blocks)
@@ -145,12 +178,29 @@ class TorchRunner:
                 raise RuntimeError(
                     "settings.cuda_snapshot is on, and torch sees no CUDA device here"
                 )
-            return None
+            return with_streaming(None, self._streaming)
         snapshot = self._settings["cuda_snapshot"]
-        return CudaMemory(self._device, Path(snapshot) if snapshot else None).take
+        memory = CudaMemory(self._device, Path(snapshot) if snapshot else None)
+        return with_streaming(memory.take, self._streaming)
 
     def tensors(self) -> TensorCounter | None:
         return None if isinstance(self._tensors, str) else self._tensors
+
+    def lazy_parts(self) -> LazyParts:
+        settings = self._settings
+        if settings["adapters"]:
+            self._adapters = AdapterSet(
+                self._model,
+                read_adapters(settings["adapters"]),
+                most=settings["adapters_resident"],
+                dtype=self._dtype,
+                device=self._device,
+            )
+            self._adapters.start(settings["adapters_start"])
+        tokenizer = None
+        if settings["tokenizer"] != "never":
+            tokenizer = FolderTokenizer(Path(settings["tokenizer_folder"]))
+        return LazyParts(self._adapters, tokenizer, self._buffers)
 
     def composition(self) -> HostComposition:
         return HostComposition(
@@ -161,28 +211,22 @@ class TorchRunner:
         )
 
     def weights_resident(self) -> Mapping[str, int]:
-        pages = PageMap()
-        mapped = file_areas(str(self._folder))
-        on_host = self._storages if self._device.type == "cpu" else {}
-        resident = {
-            address: min(size, pages.resident_bytes(address, address + size))
-            for address, size in on_host.items()
-        }
-        in_files = sum(size for address, size in resident.items() if _within(address, mapped))
-        return {
-            "engine.weight_files_resident": sum(
-                pages.resident_bytes(area.start, area.end) for area in mapped
-            ),
-            "engine.weights_resident": sum(resident.values()),
-            "engine.weights_resident_mapped": in_files,
-            "engine.weights_resident_heap": sum(resident.values()) - in_files,
-        }
+        return self._weights.resident()
 
     def settings(self) -> Mapping[str, str]:
         return {
             "weights": self._settings["weights"],
+            **self._weights.settings(),
             "compute_dtype": str(self._dtype).removeprefix("torch."),
-            "kv_dtype": str(self._kv_dtype).removeprefix("torch."),
+            **({"products": "16-bit weights, widened to fp32"} if self._widened else {}),
+            "kv_format": self._kv_format.name,
+            **({"adapters": self._adapters.text()} if self._adapters is not None else {}),
+            **(
+                {"reuse_buffers": "keys and values are gathered into memory that is kept"}
+                if self._buffers is not None
+                else {}
+            ),
+            **({"offload": self._tier.kind} if self._tier is not None else {}),
             "load_mode": LOAD_MODES[self._settings["load"]],
             "live_tensors": self._tensors if isinstance(self._tensors, str) else COUNTED,
             "threads": str(torch.get_num_threads()),
@@ -192,16 +236,16 @@ class TorchRunner:
 
     # --- steps -----------------------------------------------------------------------------
 
+    def _open_tier(self, slots: int) -> KvTier:
+        slot_bytes = self._pool.stride_bytes
+        if self._settings["offload"] == "host":
+            if self._device.type == "cpu":
+                raise RuntimeError("settings.offload is host, and the KV pool is in host memory")
+            return HostTier(slots=slots, slot_bytes=slot_bytes)
+        return DiskTier(Path(self._settings["offload_file"]), slots=slots, slot_bytes=slot_bytes)
+
     def _attend(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         return self._attention.attend(*args, **kwargs)
-
-    def _mapped(self, storages: Mapping[int, int]) -> int:
-        mapped = file_areas(str(self._folder))
-        return sum(size for address, size in storages.items() if _within(address, mapped))
-
-    def _give_back_file_pages(self) -> None:
-        for area in file_areas(str(self._folder)):
-            give_back(area.start, area.size_bytes)
 
 
 def _device_of(setting: str) -> str:
@@ -215,35 +259,3 @@ def _device_of(setting: str) -> str:
 def _no_mask(*_: Any, **__: Any) -> None:
     """The paged attention makes its own masks."""
     return
-
-
-def _quantize_int8(model: torch.nn.Module) -> None:
-    """Every linear layer but the head (often tied to the embedding), one module at a time."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    def is_inner_linear(module: torch.nn.Module, name: str) -> bool:
-        return isinstance(module, torch.nn.Linear) and not re.search(r"(^|\.)lm_head$", name)
-
-    quantize_(model, Int8WeightOnlyConfig(version=2), filter_fn=is_inner_linear)
-
-
-def _storages(model: torch.nn.Module) -> dict[int, int]:
-    """Address → bytes of every distinct tensor that holds weights, quantized ones taken apart."""
-    found: dict[int, int] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        for part in _plain(tensor):
-            found[part.data_ptr()] = part.numel() * part.element_size()
-    return found
-
-
-def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """A quantized tensor is a wrapper; its bytes are in the tensors that it is made of."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        return [tensor]
-    names, _ = flatten()
-    return [part for name in names for part in _plain(getattr(tensor, name))]
-
-
-def _within(address: int, areas: tuple[Area, ...]) -> bool:
-    return any(area.start <= address < area.end for area in areas)
