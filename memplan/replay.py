@@ -27,6 +27,7 @@ from memplan.records import (
     RunEnd,
     Sample,
 )
+from memplan.wear import Limit, Wear
 from memplan.workload.ladder import Wave
 from memplan.workload.prompts import prompt_token_ids
 
@@ -41,6 +42,10 @@ class Watcher(Protocol):
     def request_ended(self, request: Request) -> None: ...
 
     def sampled(self, sample: Sample, in_flight: int) -> None: ...
+
+    def scored(self, done: int, total: int) -> None:
+        """Tokens of the text that answers are compared over, after the run."""
+        ...
 
 
 class StopFlag:
@@ -67,14 +72,15 @@ def replay(
     watcher: Watcher,
     restarts: int = 0,
     recycle_after: int | None = None,
+    recycle_after_bytes: int | None = None,
 ) -> RunEnd:
     """Runs the waves in order and returns the end that was recorded.
 
     Within a wave requests are sent at their times, whatever the engine does (open loop); the next
     wave starts when the last one has ended. ``open_engine`` gets the number of the engine start.
     An engine that dies is started again ``restarts`` times at most; then the run ends. One in which
-    ``recycle_after`` requests have ended gets no more; when it has none in flight it is stopped, and
-    a fresh one goes on with the queue.
+    ``recycle_after`` requests have ended, or which has grown by ``recycle_after_bytes``, gets no more;
+    when it has none in flight it is stopped, and a fresh one goes on with the queue.
     """
     writer.schedule([request for wave in waves for request in wave.requests])
     run = _Run(
@@ -87,7 +93,7 @@ def replay(
         stop,
         watcher,
         restarts,
-        recycle_after,
+        Wear(requests=recycle_after, grown_bytes=recycle_after_bytes),
     )
     try:
         for wave in waves:
@@ -110,7 +116,7 @@ class _Run:
         stop: StopFlag,
         watcher: Watcher,
         restarts: int,
-        recycle_after: int | None,
+        wear: Wear,
     ) -> None:
         self._open_engine = open_engine
         self._probes = probes
@@ -128,9 +134,7 @@ class _Run:
         self._is_dead = False
         """The engine is, and was not started again."""
         self._restarts_left = restarts
-        self._recycle_after = recycle_after
-        self._ended_here = 0
-        """Requests that ended in this engine start."""
+        self._wear = wear
         self._cpu_began_s = time.process_time()
         self._wall_ahead_s = self._wall_ahead()
         """Of the run's own clock. It must be the same at the end."""
@@ -152,12 +156,12 @@ class _Run:
             if self._is_dead:
                 self._restart_engine(wave, [began_s + one.arrival_s for one in pending])
                 continue
-            if self._is_worn and not self._outstanding:
+            if self._wear.reached and not self._outstanding:
                 self._recycle_engine(wave)
                 continue
             engine = self._opened()
             now_s = self._now_s()
-            sendable = deque[Request]() if self._is_worn else pending
+            sendable = deque[Request]() if self._wear.reached else pending
             while sendable and began_s + sendable[0].arrival_s <= now_s:
                 request = sendable.popleft()
                 self._send(engine, request, prompt, began_s + request.arrival_s)
@@ -217,20 +221,18 @@ class _Run:
             return None
         return wall_s - self._wall_ahead_s
 
-    @property
-    def _is_worn(self) -> bool:
-        return self._recycle_after is not None and self._ended_here >= self._recycle_after
-
-    def _start_engine(self, wave: Wave, *, is_recycling: bool = False) -> None:
+    def _start_engine(self, wave: Wave, *, recycled_after: Limit | None = None) -> None:
         began_s = self._now_s()
         self.stop_engine()
-        self._ended_here = 0
         self._watcher.engine_starting(wave.name)
         self._engine = self._open_engine(self._engine_starts)
         self._engine_starts += 1
         self._facts = self._engine.start()
-        if is_recycling:
-            self._facts = replace(self._facts, recycled_s=self._now_s() - began_s)
+        if recycled_after is not None:
+            self._facts = replace(
+                self._facts, recycled_s=self._now_s() - began_s, recycled_after=recycled_after
+            )
+        self._wear.engine_started(self._facts)
         self._writer.engine(self._facts)
         for probe in self._probes:
             probe.attach(self._facts)
@@ -261,10 +263,10 @@ class _Run:
         self._writer.finding(deaths.restarted(late))
 
     def _recycle_engine(self, wave: Wave) -> None:
-        """A fresh engine for one that has served its number of requests; nothing is in flight."""
+        """A fresh engine for one that has served its time; nothing is in flight."""
         self._sample(is_quiet=True)  # marks of the whole life go with the engine
         try:
-            self._start_engine(wave, is_recycling=True)
+            self._start_engine(wave, recycled_after=self._wear.reached)
         except EngineError as error:
             self._is_dead = True
             self._not_started_again("was recycled", error)
@@ -303,6 +305,7 @@ class _Run:
             match event:
                 case SegmentClosed(segment=segment):
                     self._writer.segment(segment)
+                    self._wear.segment_closed(segment)
                 case Ended(record=record):
                     self._ended(record)
                 case Planted(spike=spike):
@@ -311,7 +314,7 @@ class _Run:
                     self._died(event)
 
     def _ended(self, record: RequestRecord) -> None:
-        self._ended_here += 1
+        self._wear.request_ended()
         request, sent = self._outstanding.pop(record.request_id)
         self._writer.request(replace(record, intended_s=sent.intended_s, sent_s=sent.sent_s))
         self._watcher.request_ended(request)

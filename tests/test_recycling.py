@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import header, request, scripted
 
 from memplan.clock import VirtualClock
-from memplan.engines import Died, Engine, EngineEvent
+from memplan.engines import Died, Engine, EngineEvent, SegmentClosed
 from memplan.engines.scripted import ScriptedEngine
 from memplan.errors import EngineError
 from memplan.probes.scripted import ScriptedProbe
@@ -17,6 +18,7 @@ from memplan.recording import RunWriter, read_run
 from memplan.records import EngineFacts, Recording, Request, Sample
 from memplan.replay import StopFlag, replay
 from memplan.stats.summarise import summarise
+from memplan.units import MIB
 from memplan.workload.ladder import Wave
 
 START_S = 2.0
@@ -45,13 +47,17 @@ class Silent:
 class Floor:
     """Where engines stand: remembers what each was handed, and when it came and went."""
 
-    def __init__(self, fails_at: int | None = None, dies_at: int | None = None) -> None:
+    def __init__(
+        self, fails_at: int | None = None, dies_at: int | None = None, leaks_bytes: int = 0
+    ) -> None:
         self.clock = VirtualClock()
         self.given: list[list[str]] = []
         self.stopped_s: list[float] = []
         self.started_s: list[float] = []
         self.fails_at = fails_at
         self.dies_at = dies_at
+        self.leaks_bytes = leaks_bytes
+        """At each step, for ever."""
 
     def open(self, number: int) -> Engine:
         deployment = scripted(max_requests=4)
@@ -68,6 +74,7 @@ class Standing:
         self._floor = floor
         self._inner = inner
         self._number = number
+        self._leaked_bytes = 0
 
     def start(self) -> EngineFacts:
         self._floor.clock.advance_to(self._floor.clock.now_s() + START_S)
@@ -83,7 +90,15 @@ class Standing:
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         if self._number == self._floor.dies_at and self._floor.given[-1]:
             return (Died(reason="killed by SIGKILL"),)
-        return self._inner.poll(timeout_s)
+        return tuple(map(self._leaking, self._inner.poll(timeout_s)))
+
+    def _leaking(self, event: EngineEvent) -> EngineEvent:
+        if not isinstance(event, SegmentClosed):
+            return event
+        self._leaked_bytes += self._floor.leaks_bytes if event.segment.kind == "step" else 0
+        gauges = event.segment.gauges
+        grown = {**gauges, "host.rss": gauges["host.rss"] + self._leaked_bytes}
+        return SegmentClosed(segment=replace(event.segment, gauges=grown))
 
     def stop(self) -> tuple[EngineEvent, ...]:
         self._floor.stopped_s.append(self._floor.clock.now_s())
@@ -96,6 +111,7 @@ def run(
     floor: Floor,
     *,
     recycle_after: int | None,
+    recycle_after_bytes: int | None = None,
     restarts: int = 0,
     watcher: Silent | None = None,
 ) -> Recording:
@@ -113,6 +129,7 @@ def run(
             watcher=watcher,
             restarts=restarts,
             recycle_after=recycle_after,
+            recycle_after_bytes=recycle_after_bytes,
         )
     finally:
         writer.close()
@@ -144,6 +161,24 @@ def test_each_engine_serves_its_number_in_the_order_of_the_trace(tmp_path: Path)
     assert [facts.engine_start for facts in read.engines] == [0, 1, 2]
     assert read.findings == ()
     assert read.end is not None and read.end.reason == "finished"
+
+
+def test_an_engine_that_leaks_is_replaced_when_it_has_grown_by_its_bytes(tmp_path: Path) -> None:
+    # A request takes two steps, of a prompt and of a token: 2 MiB.
+    floor = Floor(leaks_bytes=MIB)
+    read = run(
+        tmp_path / "run",
+        spaced(7, every_s=1.0),
+        floor,
+        recycle_after=3,
+        recycle_after_bytes=4 * MIB,
+    )
+    assert [len(given) for given in floor.given] == [2, 2, 2, 1]
+    assert {one.outcome for one in read.outcomes.values()} == {"completed"}
+    assert [facts.recycled_after for facts in read.engines] == [None, "bytes", "bytes", "bytes"]
+    fidelity = summarise(read).fidelity
+    assert fidelity is not None
+    assert (fidelity.recyclings, fidelity.recycled_after) == (3, {"bytes": 3})
 
 
 def test_no_engine_is_started_for_an_empty_queue(tmp_path: Path) -> None:
