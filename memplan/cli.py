@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from memplan.errors import EngineError, MemplanError
+from memplan.errors import EngineError, InputError, MemplanError, RecordingError
 
 if TYPE_CHECKING:
     from memplan.jobs import Workload
+    from memplan.measure import Job
+    from memplan.quality import QualityMeter
     from memplan.results import Found
     from memplan.specs import Deployment
 
@@ -44,6 +46,14 @@ LimitOption = Annotated[
     str | None,
     typer.Option("--memory-limit", help="Most memory charged to the engine, such as 2GiB."),
 ]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="Your own prompts to compare answers over: JSON lines with prompt or "
+        "prompt_token_ids, or a plain .txt; a built-in text by default.",
+    ),
+]
 # A fault that comes back after three fresh starts is the workload's, and would come for ever.
 _RESTARTS = 3
 
@@ -69,6 +79,10 @@ def replay(
     restart_engine: Annotated[
         bool, typer.Option("--restart-engine", help="Start a dead engine again, 3 times at most.")
     ] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Compare answers with those in fp32, after the run.")
+    ] = False,
+    prompts: PromptsOption = None,
     out: OutOption = None,
     sample_period: PeriodOption = "50ms",
     force: ForceOption = False,
@@ -78,8 +92,9 @@ def replay(
 
     Example: memplan replay trace.jsonl --model model.yaml --limit 200 --dilation 4
     """
-    from memplan.builtin import model_yaml
-    from memplan.jobs import limited, trace_waves, variant_of
+    from memplan.builtin import builtin_path, model_yaml
+    from memplan.jobs import limited, text_to_score, trace_waves, variant_of
+    from memplan.quality import quality_meter
     from memplan.results import print_runs, read_runs
     from memplan.specs import load_deployment
 
@@ -95,8 +110,14 @@ def replay(
         oversize=oversize,
         repeats=repeat,
     )
+    wanted = quality or prompts is not None
+    builtin = builtin_path("quality_text.txt")
+    text = text_to_score(deployment, prompts, is_wanted=wanted, builtin=builtin)
     restarts = _RESTARTS if restart_engine else 0
-    folder = _measured("replay", deployment, workload, out, sample_period, force, restarts, repeat)
+    with quality_meter(text) as meter:
+        folder = _measured(
+            "replay", deployment, workload, out, sample_period, force, restarts, repeat, meter
+        )
     found = read_runs([folder])
     print_runs(found, as_json=as_json)
     _say_how_it_ended(folder, found)
@@ -109,6 +130,20 @@ def profile(
         list[str] | None, typer.Option(help="Only these variants; all of them by default.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per class, alone.")] = 3,
+    prompts: PromptsOption = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(
+            min=16, metavar="TOKENS", help="Send no longer prompt: quicker, and less is shown."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on in --out: keep finished variants, measure the rest."),
+    ] = False,
+    no_quality: Annotated[
+        bool, typer.Option("--no-quality", help="Do not compare answers with those in fp32.")
+    ] = False,
     memory_limit: LimitOption = None,
     out: OutOption = None,
     sample_period: PeriodOption = "50ms",
@@ -117,25 +152,28 @@ def profile(
 ) -> None:
     """Measures every variant by a ladder of synthetic requests, each in fresh processes.
 
-    Example: memplan profile model.yaml --variant base --variant int8
+    Example: memplan profile model.yaml --out profile --longest 1024
     """
-    from memplan.builtin import model_yaml
-    from memplan.jobs import ladder_waves, limited, variant_names, variant_of
+    from memplan.builtin import builtin_path, model_yaml
+    from memplan.jobs import chosen_variants, ladder_waves, limited, text_to_score
     from memplan.measure import run_name
-    from memplan.results import print_runs, read_runs
+    from memplan.quality import quality_meter
+    from memplan.results import print_runs
     from memplan.specs import load_deployment
 
     deployment = load_deployment(model_yaml(model, None))
-    names = variant or variant_names(deployment)
-    chosen = [limited(variant_of(deployment, name), memory_limit) for name in names]
+    chosen = [limited(one, memory_limit) for one in chosen_variants(deployment, variant or ())]
     parent = out or Path("memplan-runs") / run_name(deployment, "profile")
-    found: list[Found] = []
-    for one in chosen:
-        waves = ladder_waves(one, repeats)
-        folder = _measured("profile", one, waves, parent / one.variant, sample_period, force)
-        found += read_runs([folder])
-        if _how_it_ended(found) != "finished":
-            break
+    _refuse_resume(resume=resume, out=out, force=force)
+    builtin = builtin_path("quality_text.txt")
+    text = text_to_score(deployment, prompts, is_wanted=not no_quality, builtin=builtin)
+    with quality_meter(text) as meter:
+        jobs = [
+            _job("profile", one, ladder_waves(one, repeats, longest), parent / one.variant,
+                 sample_period, force, quality=meter)
+            for one in chosen
+        ]  # fmt: skip
+        found = _profiled(jobs, resume=resume)
     print_runs(found, as_json=as_json)
     _say_how_it_ended(parent, found)
 
@@ -278,15 +316,36 @@ def _measured(
     force: bool,
     restarts: int = 0,
     repeats: int = 1,
+    quality: QualityMeter | None = None,
 ) -> Path:
     """Runs one variant under one workload with progress on stderr; returns the run's folder."""
-    from memplan.jobs import sample_period_s
-    from memplan.measure import Job, measure, run_name, stopping_on_signals
+    from memplan.measure import measure, run_name, stopping_on_signals
     from memplan.progress import ProgressWatcher
 
-    waves, facts = workload
     folder = out or Path("memplan-runs") / run_name(deployment, kind)
-    job = Job(
+    job = _job(kind, deployment, workload, folder, sample_period, force, restarts, repeats, quality)
+    label = f"{deployment.name} {deployment.variant}"
+    with stopping_on_signals() as stop, ProgressWatcher(label, job.waves) as watcher:
+        measure(job, watcher=watcher, stop=stop)
+    return folder
+
+
+def _job(
+    kind: Literal["replay", "profile"],
+    deployment: Deployment,
+    workload: Workload,
+    folder: Path,
+    sample_period: str,
+    force: bool,
+    restarts: int = 0,
+    repeats: int = 1,
+    quality: QualityMeter | None = None,
+) -> Job:
+    from memplan.jobs import sample_period_s
+    from memplan.measure import Job
+
+    waves, facts = workload
+    return Job(
         kind=kind,
         deployment=deployment,
         waves=waves,
@@ -297,11 +356,66 @@ def _measured(
         restarts=restarts,
         repeats=repeats,
         force=force,
+        quality=quality,
     )
-    label = f"{deployment.name} {deployment.variant}"
-    with stopping_on_signals() as stop, ProgressWatcher(label, waves) as watcher:
-        measure(job, watcher=watcher, stop=stop)
-    return folder
+
+
+def _refuse_resume(*, resume: bool, out: Path | None, force: bool) -> None:
+    if resume and out is None:
+        raise InputError(
+            "--resume: which profile is to go on?", hint="--out FOLDER --resume, with its folder"
+        )
+    if resume and force:
+        raise InputError(
+            "--resume and --force: the one keeps what is finished, the other replaces it",
+            hint="leave one of the two out",
+        )
+
+
+def _profiled(jobs: list[Job], *, resume: bool) -> list[Found]:
+    """Runs the jobs that are not finished yet, until one is interrupted; kept ones are read. An
+    engine that dies under one variant says nothing about the others."""
+    from dataclasses import replace
+
+    from memplan.clock import MonotonicClock
+    from memplan.measure import measure, stopping_on_signals
+    from memplan.progress import ProfileProgress, ProgressWatcher, work_of
+    from memplan.results import read_runs
+    from memplan.resuming import kept_run
+    from memplan.stats.summarise import summarise
+
+    if not resume:
+        _refuse_measured(jobs)
+    labels = [f"{job.deployment.name} {job.deployment.variant}" for job in jobs]
+    progress = ProfileProgress(labels, [work_of(job.waves) for job in jobs], MonotonicClock())
+    found: list[Found] = []
+    for label, job in zip(labels, jobs, strict=True):
+        before, why = kept_run(job) if resume else (None, "")
+        if before is not None:
+            progress.kept()
+            found.append((summarise(before), before))
+            continue
+        rest = progress.begin(why)
+        with stopping_on_signals() as stop, ProgressWatcher(label, job.waves, rest) as watcher:
+            measure(replace(job, force=job.force or resume), watcher=watcher, stop=stop)
+        progress.end()
+        found += read_runs([job.folder])
+        if _how_it_ended(found[-1:]) == "interrupted":
+            break
+    return found
+
+
+def _refuse_measured(jobs: list[Job]) -> None:
+    """Before the first is measured, not hours later when its turn comes."""
+    from memplan.recording import HEADER
+
+    there = [job.folder for job in jobs if not job.force and (job.folder / HEADER).exists()]
+    if there:
+        raise RecordingError(
+            f"{there[0]}: already holds a run",
+            hint="add --resume to keep finished variants and measure the rest, or --force to "
+            "replace them all",
+        )
 
 
 def _how_it_ended(found: list[Found]) -> str:

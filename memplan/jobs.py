@@ -13,6 +13,7 @@ from memplan.specs import Deployment, Settings
 from memplan.units import parse_bytes, parse_seconds
 from memplan.workload.classify import TRACE_WAVE, class_rules, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
+from memplan.workload.scored_text import ScoredText, read_scored_text
 from memplan.workload.trace import read_trace
 
 Workload = tuple[tuple[Wave, ...], WorkloadFacts]
@@ -31,6 +32,13 @@ def variant_of(deployment: Deployment, name: str) -> Deployment:
         f"--variant {name}: model.yaml has no such variant",
         hint=f"choose one of: {', '.join(variant_names(deployment))}",
     )
+
+
+def chosen_variants(deployment: Deployment, names: Sequence[str]) -> tuple[Deployment, ...]:
+    """Those of the names, each once; all without names. Raises InputError for an unknown one."""
+    if not names:
+        return deployment.variants_resolved()
+    return tuple(variant_of(deployment, name) for name in dict.fromkeys(names))
 
 
 def limited(deployment: Deployment, memory_limit: str | None) -> Deployment:
@@ -138,13 +146,17 @@ def _refuse_oversize(
     )
 
 
-def ladder_waves(deployment: Deployment, repeats: int) -> Workload:
+def ladder_waves(
+    deployment: Deployment, repeats: int, longest_tokens: int | None = None
+) -> Workload:
+    """The ladder of a profile, with no prompt longer than ``longest_tokens``."""
     waves = ladder_requests(
         deployment.classes,
         context_tokens=context_tokens_of(deployment),
         max_requests=deployment.settings.max_requests,
         max_kv_tokens=deployment.settings.max_kv_tokens,
         solo_repeats=repeats,
+        longest_tokens=longest_tokens,
     )
     count = sum(len(wave.requests) for wave in waves)
     workload = WorkloadFacts(
@@ -156,8 +168,29 @@ def ladder_waves(deployment: Deployment, repeats: int) -> Workload:
         dropped={},
         span_s=0.0,
         class_rules={spec.name: spec.rule for spec in deployment.classes},
+        longest_tokens=longest_tokens,
     )
     return waves, workload
+
+
+def text_to_score(
+    deployment: Deployment, prompts: Path | None, *, is_wanted: bool, builtin: Path
+) -> ScoredText | None:
+    """What answers are compared over: the user's own prompts, else the built-in text; None where
+    nothing is to be compared, or the engine gives no real answers. Raises InputError."""
+    if prompts is not None and not is_wanted:
+        raise InputError(
+            f"--prompts {prompts}: with --no-quality nothing is scored",
+            hint="leave one of the two out",
+        )
+    if deployment.engine == "torch":
+        return read_scored_text(prompts or builtin) if is_wanted else None
+    if prompts is not None:
+        raise InputError(
+            f"--prompts {prompts}: engine {deployment.engine} gives no real answers",
+            hint="leave --prompts out, or use the engine torch",
+        )
+    return None
 
 
 def sample_period_s(text: str) -> float:

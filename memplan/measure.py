@@ -17,12 +17,14 @@ import memplan
 from memplan.clock import Clock, MonotonicClock, VirtualClock
 from memplan.compiled import cache_folder
 from memplan.engines import open_engine
+from memplan.errors import EngineError, InputError, MachineError
 from memplan.machine import read_machine
 from memplan.probes import open_probes
 from memplan.probes.witness import WitnessProbe
 from memplan.procfs import drift_bound_bytes
+from memplan.quality import QualityMeter
 from memplan.recording import ENGINE_LOG, WITNESS, RunWriter
-from memplan.records import SCHEMA, RunEnd, RunHeader, WorkloadFacts
+from memplan.records import SCHEMA, Finding, RunEnd, RunHeader, WorkloadFacts
 from memplan.replay import StopFlag, Watcher, replay
 from memplan.specs import Deployment
 from memplan.workload.ladder import Wave
@@ -44,6 +46,8 @@ class Job:
     repeats: int = 1
     """How many of the waves are replays of one trace."""
     force: bool = False
+    quality: QualityMeter | None = None
+    """Compares the variant's answers after the run; None leaves that out."""
 
 
 def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
@@ -54,12 +58,12 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
     """
     clock: Clock = VirtualClock() if job.deployment.engine == "scripted" else MonotonicClock()
     epoch_s = clock.now_s()
-    writer = RunWriter(job.folder, _header(job), force=job.force)
+    writer = RunWriter(job.folder, header_of(job), force=job.force)
     witness = WitnessProbe(job.folder / WITNESS, epoch_s=epoch_s, cache=cache_folder())
     try:
         if job.deployment.engine != "scripted" and (finding := witness.start()) is not None:
             writer.finding(finding)
-        return replay(
+        end = replay(
             job.waves,
             open_engine=lambda number: open_engine(
                 job.deployment,
@@ -78,9 +82,16 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
             recycle_after=job.deployment.settings.recycle_after_requests
             if job.kind == "replay"
             else None,
+            recycle_after_bytes=job.deployment.settings.recycle_after_bytes
+            if job.kind == "replay"
+            else None,
             stop=stop,
             watcher=watcher,
         )
+        witness.stop()
+        if job.quality is not None and end.reason == "finished":
+            _add_quality(job.deployment, job.quality, writer, watcher=watcher, stop=stop)
+        return end
     finally:
         witness.stop()
         writer.close()
@@ -110,7 +121,43 @@ def run_name(deployment: Deployment, kind: str) -> str:
     return f"{now:%Y%m%dT%H%M%S}-{kind}-{deployment.name}-{deployment.variant}"
 
 
-def _header(job: Job) -> RunHeader:
+def _add_quality(
+    deployment: Deployment,
+    meter: QualityMeter,
+    writer: RunWriter,
+    *,
+    watcher: Watcher,
+    stop: StopFlag,
+) -> None:
+    """The run has ended and is whole without it."""
+
+    def told(done: int, total: int) -> bool:
+        watcher.scored(done, total)
+        return not stop.is_set
+
+    try:
+        quality = meter.quality_of(deployment, told)
+    except (EngineError, MachineError, InputError) as error:
+        writer.finding(_quality_not_measured(error.message, error.hint))
+        return
+    if quality is not None:
+        writer.quality(quality)
+        return
+    writer.finding(_quality_not_measured("it was interrupted", "Measure again for it."))
+    raise KeyboardInterrupt
+
+
+def _quality_not_measured(reason: str, hint: str) -> Finding:
+    return Finding(
+        code="quality_not_measured",
+        text=f"What this variant costs in answers was not measured: {reason}. Nothing here says that "
+        "what it saves is free.",
+        hint=hint,
+    )
+
+
+def header_of(job: Job) -> RunHeader:
+    """What will be written before it is measured."""
     return RunHeader(
         schema=SCHEMA,
         kind=job.kind,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from memplan.clock import Clock
 from memplan.records import Request, Sample
 from memplan.units import bytes_text, seconds_text
 from memplan.workload.ladder import Wave
@@ -22,14 +25,63 @@ from memplan.workload.ladder import Wave
 _OUTPUT_WEIGHT = 10
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """The variants after this one."""
+
+    work: int
+    pace_s: float | None
+    """Seconds that one piece of work took in the variants before; None in the first."""
+
+
+class ProfileProgress:
+    """Which variant of how many runs, and when all will have, by the pace of those that did."""
+
+    def __init__(self, labels: Sequence[str], works: Sequence[int], clock: Clock) -> None:
+        self._console = Console(stderr=True)
+        self._labels, self._works = labels, works
+        self._clock = clock
+        self._number = 0
+        self._measured_work = 0
+        self._measured_s = 0.0
+        self._began_s = 0.0
+
+    def kept(self) -> None:
+        """The next one was measured before."""
+        self._say("kept: it is finished, and nothing about it has changed")
+        self._number += 1
+
+    def begin(self, why: str) -> Rest:
+        """The next one is to be measured; ``why`` it is so again, or empty."""
+        own, rest = self._works[self._number], sum(self._works[self._number + 1 :])
+        pace_s = self._measured_s / self._measured_work if self._measured_work else None
+        again = f"measured again: {why}" if why else "measuring"
+        left = (
+            f"; about {seconds_text((own + rest) * pace_s)} for all that is left" if pace_s else ""
+        )
+        self._say(f"{again}{left}")
+        self._began_s = self._clock.now_s()
+        return Rest(work=rest, pace_s=pace_s)
+
+    def end(self) -> None:
+        self._measured_s += self._clock.now_s() - self._began_s
+        self._measured_work += self._works[self._number]
+        self._number += 1
+
+    def _say(self, text: str) -> None:
+        place = f"variant {self._number + 1} of {len(self._labels)}"
+        self._console.print(f"{self._labels[self._number]} ({place}): {text}", highlight=False)
+
+
 class ProgressWatcher:
     """Progress in tokens, because requests differ a hundredfold in length."""
 
-    def __init__(self, label: str, waves: tuple[Wave, ...]) -> None:
+    def __init__(self, label: str, waves: tuple[Wave, ...], rest: Rest | None = None) -> None:
         self._console = Console(stderr=True)
+        self._rest = rest
         self._label = label
         self._requests = sum(len(wave.requests) for wave in waves)
-        self._total = sum(_work(request) for wave in waves for request in wave.requests)
+        self._total = work_of(waves)
         self._ended = 0
         self._done = 0
         self._is_terminal = self._console.is_terminal
@@ -96,20 +148,44 @@ class ProgressWatcher:
             refresh=True,
         )
 
+    def scored(self, done: int, total: int) -> None:
+        text = f"{self._label}: quality of answers"
+        if not self._is_terminal:
+            if done == 0:
+                self._say(text)
+        elif self._task is not None:
+            self._progress.update(
+                self._task,
+                description=text,
+                completed=self._total * done / total,
+                requests="",
+                eta="",
+                memory=f"{done:,} of {total:,} tokens" if done else "loading the model",
+                refresh=True,
+            )
+
     def _eta_text(self, now_s: float) -> str:
         """The later of two ends: of the work at the pace so far, and of the wave's own schedule."""
         assert self._began_s is not None and self._wave_began_s is not None
         schedule_s = self._wave_began_s + self._last_arrival_s - now_s
         if not self._done:
             return f"ETA at least {seconds_text(schedule_s)}" if schedule_s > 1 else "ETA unknown"
-        work_s = (now_s - self._began_s) * (self._total - self._done) / self._done
-        return f"ETA {seconds_text(max(work_s, schedule_s, 0.0))}"
+        pace_s = (now_s - self._began_s) / self._done
+        left_s = max(pace_s * (self._total - self._done), schedule_s, 0.0)
+        if self._rest is None or not self._rest.work:
+            return f"ETA {seconds_text(left_s)}"
+        all_s = left_s + self._rest.work * (self._rest.pace_s or pace_s)
+        return f"ETA {seconds_text(left_s)}, of all {seconds_text(all_s)}"
 
     def _say(self, text: str) -> None:
         if self._is_terminal and self._task is not None:
             self._progress.update(self._task, description=text, refresh=True)
         else:
             self._console.print(text, highlight=False)
+
+
+def work_of(waves: Sequence[Wave]) -> int:
+    return sum(_work(request) for wave in waves for request in wave.requests)
 
 
 def _work(request: Request) -> int:

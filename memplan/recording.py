@@ -25,6 +25,7 @@ from memplan.records import (
     EngineFacts,
     Finding,
     PlantedSpike,
+    Quality,
     Recording,
     Request,
     RequestRecord,
@@ -42,6 +43,7 @@ WITNESS, ENGINE_LOG = "witness.bin", "engine.log"
 REPORT = "report.html"
 """Where `memplan report` puts the page of a run, unless told otherwise."""
 
+_HEADER_COMING = "header.json.new"
 _FILES = (
     *(HEADER, SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE, WITNESS),
     *(ENGINE_LOG, CUDA_SNAPSHOT, REPORT),
@@ -59,7 +61,9 @@ class RunWriter:
         self.folder = folder
         with _told(folder):
             _make_folder(folder, force=force)
-            (folder / HEADER).write_text(_json(header) + "\n")
+            # Whole or not there: half a header would make a whole profile unreadable.
+            (folder / _HEADER_COMING).write_text(_json(header) + "\n")
+            (folder / _HEADER_COMING).replace(folder / HEADER)
             self._requests = _open_append(folder / REQUESTS)
             self._segments = _open_append(folder / SEGMENTS)
             self._events = _open_append(folder / EVENTS)
@@ -90,6 +94,9 @@ class RunWriter:
     def finding(self, finding: Finding) -> None:
         self._event("finding", finding)
 
+    def quality(self, quality: Quality) -> None:
+        self._event("quality", quality)
+
     def end(self, end: RunEnd) -> None:
         self._event("end", end)
 
@@ -117,7 +124,9 @@ class RunWriter:
             for fd in (self._requests, self._segments, self._events):
                 os.close(fd)
 
-    def _event(self, kind: str, value: EngineFacts | Finding | PlantedSpike | RunEnd) -> None:
+    def _event(
+        self, kind: str, value: EngineFacts | Finding | PlantedSpike | Quality | RunEnd
+    ) -> None:
         self._line(self._events, _json(value, type=kind))
 
     def _line(self, fd: int, text: str) -> None:
@@ -136,12 +145,12 @@ def read_run(folder: Path) -> Recording:
     requests = tuple(_read_lines(folder / SCHEDULE, Request, findings))
     records = {r.request_id: r for r in _read_lines(folder / REQUESTS, RequestRecord, findings)}
     segments = tuple(_read_lines(folder / SEGMENTS, Segment, findings))
-    engines, planted, recorded, end = _read_events(folder / EVENTS, findings)
+    events = _read_events(folder / EVENTS, findings)
     samples, is_whole = read_timeline(folder / TIMELINE)
     if not is_whole:
         findings.append(_torn(TIMELINE))
     witness = _read_witness(folder / WITNESS, findings)
-    if end is None:
+    if events.end is None:
         findings.append(
             Finding(
                 code="run_cut_off",
@@ -158,15 +167,16 @@ def read_run(folder: Path) -> Recording:
     return Recording(
         path=str(folder),
         header=header,
-        engines=engines,
+        engines=tuple(events.engines),
         requests=requests,
         outcomes=records,
         segments=segments,
         samples=samples,
-        planted=planted,
-        findings=(*recorded, *findings),
-        end=end,
+        planted=tuple(events.planted),
+        findings=(*events.findings, *findings),
+        end=events.end,
         witness=witness,
+        quality=events.quality,
     )
 
 
@@ -174,14 +184,14 @@ def read_run(folder: Path) -> Recording:
 
 
 def _make_folder(folder: Path, *, force: bool) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != _HEADER_COMING for path in folder.iterdir()):
         if not (force and (folder / HEADER).exists()):
             is_run = (folder / HEADER).exists()
             raise RecordingError(
                 f"{folder}: already holds {'a run' if is_run else 'files that are not a run'}",
                 hint="add --force to replace the run" if is_run else "choose another --out folder",
             )
-        for name in _FILES:
+        for name in reversed(_FILES):  # the header last: until then it is a run
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -310,26 +320,32 @@ def _torn(name: str) -> Finding:
     )
 
 
-def _read_events(
-    path: Path, findings: list[Finding]
-) -> tuple[tuple[EngineFacts, ...], tuple[PlantedSpike, ...], list[Finding], RunEnd | None]:
-    engines: list[EngineFacts] = []
-    planted: list[PlantedSpike] = []
-    recorded: list[Finding] = []
+@dataclasses.dataclass(slots=True)
+class _Events:
+    engines: list[EngineFacts] = dataclasses.field(default_factory=list)
+    planted: list[PlantedSpike] = dataclasses.field(default_factory=list)
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    quality: Quality | None = None
     end: RunEnd | None = None
+
+
+def _read_events(path: Path, findings: list[Finding]) -> _Events:
+    read = _Events()
     for raw in _json_lines(path, findings):
         match raw.pop("type", None):
             case "engine":
-                engines.append(_build(EngineFacts, raw))
+                read.engines.append(_build(EngineFacts, raw))
             case "planted":
-                planted.append(_build(PlantedSpike, raw))
+                read.planted.append(_build(PlantedSpike, raw))
             case "finding":
-                recorded.append(_build(Finding, raw))
+                read.findings.append(_build(Finding, raw))
+            case "quality":
+                read.quality = _build(Quality, raw)
             case "end":
-                end = _build(RunEnd, raw)
+                read.end = _build(RunEnd, raw)
             case _:  # a newer memplan's event: what it means is not known here
                 continue
-    return tuple(engines), tuple(planted), recorded, end
+    return read
 
 
 def _build(cls: type[T], raw: Mapping[str, Any]) -> T:

@@ -74,6 +74,25 @@ class RequestRecord:
     output_tokens_run: int = 0
     output_digest: str | None = None
     """SHA-256 of the output token ids (first 16 hex digits), to compare runs without keeping text."""
+    waited_s: Mapping[str, float] = field(default_factory=dict)
+    """Time in the engine's queue by what was in the way, such as ``kv_pool`` or ``memory_budget``;
+    ``step``: it came while a step ran, and entered at the next."""
+    preemptions: int = 0
+    """How often it had to make way after it was admitted."""
+    shared_tokens: int = 0
+    """Prompt tokens whose KV was there already, from another request."""
+    pulled_back_bytes: int = 0
+    """KV that came back from the offload tier for it, in ``pull_back_s``."""
+    pull_back_s: float = 0.0
+    """Of steps in which it had to be pulled back: others in the same step waited as long."""
+    is_shortened: bool = False
+    """The queue was full: it was answered with fewer tokens than it asked for."""
+    adapter: str | None = None
+    """The LoRA adapter that it ran with."""
+    adapter_load_s: float = 0.0
+    """In front of its steps, while its adapter was loaded: others in the same step waited as long."""
+    tokenizer_load_s: float = 0.0
+    """It was the first request, and the tokenizer was loaded for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +104,7 @@ class InFlight:
     """Bytes of KV cache holding its tokens when the segment closed. A block that several requests
     share counts for each by its share, as PSS does for pages."""
     kv_reserved_bytes: int
-    """Bytes of KV cache that the engine set aside for it, used or not."""
+    """Bytes of KV cache that the engine set aside for it, used or not; shared blocks as above."""
     tokens: int
     """Tokens scheduled for it in this segment (prompt tokens read plus tokens decoded)."""
 
@@ -118,7 +137,8 @@ class Segment:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     close_s: float = 0.0
-    """What closing this segment cost the engine."""
+    """What closing this segment cost the engine: from just before ``end_s`` on, so in the time of the
+    next one."""
     waiting: int = 0
     """Requests queued in the engine, not admitted, when the segment closed."""
     slices: tuple[Slice, ...] = ()
@@ -172,6 +192,42 @@ class PlantedSpike:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How a variant's answers compare with those of the same model in fp32, weights and KV alike.
+
+    The text is scored token by token, each given all before it, through the variant's own KV pool; the
+    answers are continued greedily.
+    """
+
+    text: str
+    """Where the text came from."""
+    text_sha256: str
+    reference: str
+    """What it was compared with, in words."""
+    tokens: int
+    """Scored positions."""
+    perplexity: float
+    reference_perplexity: float
+    top1_same: int
+    """Positions at which the most likely next token is the reference's."""
+    kl_mean: float
+    """Of the reference's distribution from the variant's, in nats, mean over positions."""
+    kl_p99: float
+    answers: int
+    """Prompts that were continued."""
+    answer_tokens: int
+    """Tokens of each answer."""
+    same_answers: int
+    """Answers that are the reference's, token by token."""
+    same_tokens: int
+    """Tokens before the first that differs, over all answers."""
+    kl_by_position: tuple[float, ...] = ()
+    """What ``kl_mean`` is the mean of, in the order of the text: neighbours are not independent."""
+    lost_by_position: tuple[float, ...] = ()
+    """By how many nats the token that follows is less likely than for the reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
     """What an engine said of itself when it was ready; written once per engine start."""
 
@@ -208,6 +264,8 @@ class EngineFacts:
     recycled_s: float | None = None
     """Seconds without an engine before this one was ready, where it took the place of one that was
     stopped on purpose after so many requests (``settings.recycle_after_requests``)."""
+    recycled_after: Literal["requests", "bytes"] | None = None
+    """Which limit that one had reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +301,8 @@ class WorkloadFacts:
     dilation: float = 1.0
     class_rules: Mapping[str, str] = field(default_factory=dict)
     """Class name → the rule that names it, as text."""
+    longest_tokens: int | None = None
+    """A profile was told to send no longer prompt (``--longest``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,3 +361,5 @@ class Recording:
     """Those of the run itself, and those made while reading it."""
     end: RunEnd | None
     witness: Witness | None = None
+    quality: Quality | None = None
+    """None where it was not measured."""

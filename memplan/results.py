@@ -34,8 +34,9 @@ def read_runs(paths: Sequence[Path]) -> list[Found]:
 
 
 def read_recordings(paths: Sequence[Path]) -> list[Recording]:
-    """The same runs, not summarised."""
-    return [read_run(folder) for path in paths for folder in _run_folders(path)]
+    """The same runs, not summarised; those of a profile with the base first and the stack last, else
+    as they were measured."""
+    return [one for path in paths for one in sorted(map(read_run, _run_folders(path)), key=_place)]
 
 
 def print_runs(found: Sequence[Found], *, as_json: bool) -> None:
@@ -76,6 +77,13 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / HEADER).exists() or not path.is_dir():
         return [path]
     return sorted(p.parent for p in path.glob(f"*/{HEADER}")) or [path]
+
+
+def _place(recording: Recording) -> tuple[bool, int, str]:
+    header = recording.header
+    step = header.deployment.get("stack_step")
+    number = step if isinstance(step, int) else 0
+    return header.variant != "base", number, header.started_at
 
 
 def _documents(summaries: Sequence[RunSummary]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from memplan.records import (
     EngineFacts,
     InFlight,
     MachineFacts,
+    Quality,
     Recording,
     Request,
     RequestRecord,
@@ -214,3 +215,25 @@ def scripted(*, script: dict[str, Any] | None = None, **settings: Any) -> Deploy
         classes=CLASSES,
         script=Script.model_validate({**plain, **(script or {})}),
     )
+
+
+def quality(**changes: Any) -> Quality:
+    """Nearly the reference's answers over 1,000 positions."""
+    made = Quality(
+        text="quality_text.txt",
+        text_sha256="cd" * 32,
+        reference="the same model in fp32",
+        tokens=1000,
+        perplexity=10.1,
+        reference_perplexity=10.0,
+        top1_same=980,
+        kl_mean=0.002,
+        kl_p99=0.01,
+        answers=8,
+        answer_tokens=32,
+        same_answers=5,
+        same_tokens=200,
+        kl_by_position=(0.001, 0.003) * 500,
+        lost_by_position=(0.03, -0.01) * 500,
+    )
+    return replace(made, **changes)

@@ -6,8 +6,13 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
+
+# A machine that is slow, or busy with the tests beside these, is no fault of a strategy.
+settings.register_profile("memplan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("memplan")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

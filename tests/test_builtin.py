@@ -12,6 +12,7 @@ NAMES = (
     "node_prices.csv",
     "azure_code_2023.slice.csv",
     "mooncake_conversation.slice.jsonl",
+    "quality_text.txt",
 )
 
 

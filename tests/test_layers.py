@@ -3,9 +3,9 @@
 import ast
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "page_cache": {"pages"},
     "compiled": {"errors", "units"},
     "gguf_header": {"errors"},
-    "specs": {"errors", "units", "gguf_header"},
+    "specs": {"errors", "units", "gguf_header", "compiled"},
     "timeline": {"records"},
     "witness_file": {"records"},
     "recording": HINGE | {"specs", "timeline", "witness_file"},
@@ -51,8 +51,11 @@ MAY_IMPORT = {
     "engines": MEASURING,
     "probes": MEASURING,
     "deaths": WING,
-    "replay": WING | {"deaths"},
-    "measure": WING,
+    "wear": {"records"},
+    "replay": WING | {"deaths", "wear"},
+    "quality": WING,
+    "measure": WING | {"quality"},
+    "resuming": WING | {"measure"},
     "jobs": WING,
     "doctor": WING | {"witness_file"},
     "progress": WING,
@@ -189,7 +192,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_comes_at_once() -> None:
     took_s = []
     for _ in range(5):
-        began_s = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         _help()
-        took_s.append(time.perf_counter() - began_s)
-    assert min(took_s) < 0.4
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took_s) < 0.4  # of a processor: other tests run beside this one

@@ -42,6 +42,7 @@ from memplan.records import (
     EngineFacts,
     Finding,
     PlantedSpike,
+    Quality,
     Recording,
     Request,
     RequestRecord,
@@ -71,6 +72,8 @@ def write(run: Recording, folder: Path) -> None:
         writer.planted(spike)
     for finding in run.findings:
         writer.finding(finding)
+    if run.quality is not None:
+        writer.quality(run.quality)
     if run.end is not None:
         writer.end(run.end)
     writer.close()
@@ -83,6 +86,7 @@ def codes(run: Recording) -> list[str]:
 # --- any recording ---------------------------------------------------------------------------
 
 _PLAIN: dict[Any, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
     str: st.text(max_size=6),
     int: st.integers(0, 2**62),
     float: st.floats(allow_nan=False, allow_infinity=False),
@@ -104,7 +108,7 @@ def any_of(hint: Any) -> st.SearchStrategy[Any]:
             return st.lists(any_of(args[0]), max_size=3).map(tuple)
         case origin if origin is Mapping:
             return st.dictionaries(any_of(args[0]), any_of(args[1]), max_size=3)
-        case types.UnionType:
+        case types.UnionType | typing.Union:
             return st.none() | any_of(args[0])
     return any_record(hint) if dataclasses.is_dataclass(hint) else _PLAIN[hint]
 
@@ -135,6 +139,7 @@ def recordings(draw: st.DrawFn) -> Recording:
         planted=tuple(draw(st.lists(any_record(PlantedSpike), max_size=2))),
         findings=tuple(draw(st.lists(any_record(Finding), max_size=2))),
         end=draw(any_record(RunEnd)),
+        quality=draw(st.none() | any_record(Quality)),
     )
 
 

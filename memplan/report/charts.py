@@ -13,12 +13,16 @@ from typing import Any
 from memplan.report.series import (
     BarPanel,
     Chart,
+    KvTimeline,
     Ladder,
     LadderPoint,
     MemoryAgainstLatency,
     MemoryTimeline,
     PeakParts,
     PercentileBars,
+    StackWaterfall,
+    VariantFront,
+    VariantPoint,
 )
 from memplan.stats.summary import Quantile
 from memplan.units import GIB, MIB, bytes_text
@@ -39,6 +43,8 @@ def figure_of(chart: Chart) -> Figure:
     match chart:
         case MemoryTimeline():
             return _timeline(chart)
+        case KvTimeline():
+            return _kv_timeline(chart)
         case PeakParts():
             return _parts(chart)
         case MemoryAgainstLatency():
@@ -47,6 +53,10 @@ def figure_of(chart: Chart) -> Figure:
             return _bars(chart)
         case Ladder():
             return _ladder(chart)
+        case StackWaterfall():
+            return _waterfall(chart)
+        case VariantFront():
+            return _front(chart)
 
 
 def _timeline(chart: MemoryTimeline) -> Figure:
@@ -100,6 +110,36 @@ def _timeline(chart: MemoryTimeline) -> Figure:
         yaxis2={**_axis("requests"), "domain": [0, 0.24], "rangemode": "tozero"},
         shapes=shaded,
         annotations=_peak_label(chart, unit),
+        hovermode="x unified",
+    )
+    return {"data": data, "layout": layout}
+
+
+def _kv_timeline(chart: KvTimeline) -> Figure:
+    sums = [sum(column) for column in zip(*(values for _, values in chart.layers), strict=True)]
+    unit, name = _unit(max([*sums, *chart.offloaded_bytes]))
+    steps = [*_rounded(chart.start_s), round(chart.end_s, 3)]
+    data: list[Figure] = [
+        {
+            "type": "scatter", "mode": "lines", "name": layer, "stackgroup": "pool",
+            "x": steps, "y": _scaled([*values, *values[-1:]], unit), "fillcolor": _colour(at),
+            "line": {"shape": "hv", "width": 0, "color": _colour(at)},
+        }
+        for at, (layer, values) in enumerate(chart.layers)
+    ]  # fmt: skip
+    if chart.offloaded_bytes:
+        values = chart.offloaded_bytes
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": "in the offload tier",
+                "x": steps, "y": _scaled([*values, *values[-1:]], unit),
+                "line": {"shape": "hv", "color": INK, "width": 1.4, "dash": "dash"},
+            }
+        )  # fmt: skip
+    layout = _layout(
+        height=300,
+        xaxis=_axis("seconds of the run"),
+        yaxis={**_axis(name), "rangemode": "tozero"},
         hovermode="x unified",
     )
     return {"data": data, "layout": layout}
@@ -258,6 +298,83 @@ def _ladder_traces(
         "line": {"width": 1.5, "dash": "dash", "color": colour},
     }  # fmt: skip
     return measured, formula
+
+
+def _waterfall(chart: StackWaterfall) -> Figure:
+    bars = chart.bars
+    unit, name = _unit(max(bar.peak_bytes for bar in bars))
+    names = [_safe(bar.name) for bar in bars]
+    heights = [bar.peak_bytes if bar.change_bytes is None else bar.change_bytes for bar in bars]
+    data: list[Figure] = [
+        {
+            "type": "waterfall", "name": "peak, measured at each step", "x": names,
+            "measure": ["absolute" if b.change_bytes is None else "relative" for b in bars],
+            "y": _scaled(heights, unit),
+            "text": [_change_text(bar.peak_bytes, bar.change_bytes) for bar in bars],
+            "textposition": "outside", "cliponaxis": False,
+            "hovertext": [f"peak {bytes_text(bar.peak_bytes)}" for bar in bars],
+            "hoverinfo": "x+text",
+            "totals": {"marker": {"color": ACCENT}},
+            "increasing": {"marker": {"color": PEAK}},
+            "decreasing": {"marker": {"color": CLASS_COLOURS[2]}},
+            "connector": {"line": {"color": MUTED, "width": 1, "dash": "dot"}},
+        },
+        {
+            "type": "scatter", "mode": "markers", "name": "idle, measured at each step",
+            "x": names, "y": _scaled([bar.idle_bytes for bar in bars], unit),
+            "marker": {"size": 9, "color": INK, "symbol": "line-ew-open", "line": {"width": 2}},
+        },
+    ]  # fmt: skip
+    layout = _layout(
+        height=360,
+        xaxis={**_axis(""), "type": "category"},
+        yaxis={**_axis(name), "rangemode": "tozero"},
+    )
+    return {"data": data, "layout": layout}
+
+
+def _change_text(peak_bytes: float, change_bytes: float | None) -> str:
+    if change_bytes is None:
+        return bytes_text(peak_bytes)
+    sign = "−" if change_bytes < 0 else "+" if change_bytes > 0 else ""
+    return f"{sign}{bytes_text(abs(change_bytes))}"
+
+
+def _front(chart: VariantFront) -> Figure:
+    unit, name = _unit(max(point.peak_bytes for point in chart.points))
+    scale, second = (1e3, "ms") if max(p.latency_s for p in chart.points) < 1 else (1.0, "s")
+    data = [
+        _front_trace([p for p in chart.points if p.is_on_front], "no other beats it", ACCENT, unit),
+        _front_trace([p for p in chart.points if not p.is_on_front], "beaten", MUTED, unit),
+    ]
+    for trace in data:
+        trace["x"] = [round(x_s * scale, 4) for x_s in trace["x"]]
+    layout = _layout(
+        height=400,
+        xaxis={**_axis(f"{chart.x_title}, {second}"), "rangemode": "tozero"},
+        yaxis={**_axis(f"peak, {name}"), "rangemode": "tozero"},
+    )
+    return {"data": [trace for trace in data if trace["x"]], "layout": layout}
+
+
+def _front_trace(points: Sequence[VariantPoint], name: str, colour: str, unit: float) -> Figure:
+    return {
+        "type": "scatter", "mode": "markers+text", "name": name,
+        "x": [point.latency_s for point in points],
+        "y": _scaled([point.peak_bytes for point in points], unit),
+        "text": [_safe(point.name) for point in points],
+        "textposition": "top center", "textfont": {"size": 11, "color": colour},
+        "customdata": [_safe(point.quality) for point in points],
+        "marker": {
+            "size": 10, "color": colour,
+            "symbol": ["circle" if p.is_quality_known else "circle-open" for p in points],
+        },
+        "error_y": {
+            "type": "data", "color": colour, "thickness": 1, "width": 3,
+            "array": _scaled([point.peak_reach_bytes for point in points], unit),
+        },
+        "hovertemplate": "%{text}: %{y:.2f}, %{x:.3f}<br>%{customdata}<extra></extra>",
+    }  # fmt: skip
 
 
 def _layout(height: int, **more: Any) -> Figure:

@@ -1,4 +1,4 @@
-"""Runs beside each other, each against the first: what a technique saved and what it cost."""
+"""Replays beside each other, each against the first: what a technique saved and what it cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def comparison_section(runs: Runs) -> Section | None:
     """None for a single run."""
     if len(runs) < 2:
         return None
-    measures = (*_process_measures(runs), *_solo_measures(runs), *_class_measures(runs))
+    measures = (*_process_measures(runs), *_class_measures(runs))
     names = run_names(runs)
     table = Table(
-        id=f"{runs[0][0].kind}-comparison-table",
+        id="replay-comparison-table",
         title="Variants compared",
         columns=(Column(title="", align="left"), *(Column(title=name) for name in names)),
         rows=tuple(
@@ -34,8 +34,8 @@ def comparison_section(runs: Runs) -> Section | None:
         notes=(f"The second line is the change against {names[0]}, the first of them.",),
     )
     return Section(
-        id=f"{runs[0][0].kind}-comparison",
-        title=f"Variants beside each other ({runs[0][0].kind})",
+        id="replay-comparison",
+        title="Variants beside each other (replay)",
         blocks=(table,),
     )
 
@@ -59,12 +59,6 @@ def _process_measures(runs: Runs) -> Iterator[Measure]:
     yield "GPU idle", [one.gpu_idle_bytes for one in summaries], bytes_text
     yield "GPU peak", [one.gpu_peak_bytes for one in summaries], bytes_text
     yield "KV cache of one token", [_kv_per_token(one) for one in engines], bytes_text
-
-
-def _solo_measures(runs: Runs) -> Iterator[Measure]:
-    for name in dict.fromkeys(solo.class_name for one, _ in runs for solo in one.solo):
-        yield f"{name} alone adds", [_solo_bytes(one, name) for one, _ in runs], bytes_text
-    yield "slowest ladder step", [_slowest_s(one) for one, _ in runs], seconds_text
 
 
 def _class_measures(runs: Runs) -> Iterator[Measure]:
@@ -94,14 +88,6 @@ def _weights(engine: EngineFacts | None) -> int | None:
 
 def _kv_per_token(engine: EngineFacts | None) -> int | None:
     return engine.kv_bytes_per_token if engine else None
-
-
-def _solo_bytes(summary: RunSummary, class_name: str) -> float | None:
-    return next((one.median_bytes for one in summary.solo if one.class_name == class_name), None)
-
-
-def _slowest_s(summary: RunSummary) -> float | None:
-    return max((rung.e2e_s for rung in summary.rungs if rung.e2e_s is not None), default=None)
 
 
 def _class_named(summary: RunSummary, name: str) -> ClassSummary | None:

@@ -16,13 +16,20 @@ from memplan.report.density_section import LIMIT_NAMES, NodeOffer, density_secti
 from memplan.report.method_section import basis_section, origin_section, words_section
 from memplan.report.pieces import Document, FindingList, KeyFigure, Section
 from memplan.report.profile_sections import profile_sections
+from memplan.report.quality_section import quality_section
 from memplan.report.replay_sections import main_memory, main_place, replay_sections
 from memplan.report.truths_section import truths_section
+from memplan.report.variants_section import variants_section
+from memplan.report.variants_wording import first_text
 from memplan.report.wording import interval_text, range_text
+from memplan.stats.first_technique import first_technique
 from memplan.stats.summary import ClassSummary, RunSummary
+from memplan.stats.variants import base_of, variant_figures
 from memplan.units import bytes_text, usd_text
 
 Runs = Sequence[tuple[RunSummary, Recording]]
+_MOST_NAMED = 6
+"""Variants, in the line below the title."""
 
 
 def document_of(
@@ -42,7 +49,7 @@ def document_of(
         found = _replay_part(run, nodes, offered, headroom_ratio, prefix)
         sections.extend(_retitled(section, title) for section in found)
     if profiles:
-        sections.append(comparison_section(profiles))
+        sections.append(variants_section([summary for summary, _ in profiles]))
         sections.extend(profile_sections([summary for summary, _ in profiles]))
     for number, run in enumerate(profiles):
         title = f"{run_names(profiles)[number]}: " if len(profiles) > 1 else ""
@@ -103,7 +110,9 @@ def _evidence_part(run: tuple[RunSummary, Recording], prefix: str) -> tuple[Sect
         ),
     )
     truths = truths_section(summary, prefix)
+    quality = quality_section(summary, prefix)
     return (
+        *((quality,) if quality else ()),
         *((truths,) if truths else ()),
         doubts,
         basis_section(summary, prefix),
@@ -120,6 +129,8 @@ def _subtitle(runs: Runs) -> str:
     header = recording.header
     variants = list(dict.fromkeys(one.variant for one, _ in runs))
     named = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
+    if len(variants) > _MOST_NAMED:
+        named = f"{len(variants)} variants"
     kinds = " and ".join(dict.fromkeys(one.kind for one, _ in runs))
     return (
         f"{kinds} of {header.workload.source}, {named}, on {header.machine.hostname} "
@@ -170,7 +181,7 @@ def _owned_text(one: ClassSummary, of_what: str) -> str:
 
 
 def _profile_answer(profiles: Runs) -> str:
-    first, *others = [summary for summary, _ in profiles]
+    first = base_of([summary for summary, _ in profiles])
     sentence = f"Idle, {first.variant} holds {bytes_text(first.idle_bytes)}."
     if first.solo:
         most = max(first.solo, key=lambda solo: solo.median_bytes)
@@ -179,13 +190,9 @@ def _profile_answer(profiles: Runs) -> str:
             f"{bytes_text(most.median_bytes)}, where the KV formula says "
             f"{bytes_text(most.kv_bytes)}."
         )
-    known = [one for one in others if one.peak_bytes is not None]
-    least = min(known, key=lambda one: one.peak_bytes or 0, default=None)
-    if least is not None and first.peak_bytes is not None:
-        sentence += (
-            f" The leanest other variant, {least.variant}, peaks at "
-            f"{bytes_text(least.peak_bytes)} against {bytes_text(first.peak_bytes)}."
-        )
+    found = first_technique(variant_figures([summary for summary, _ in profiles]))
+    if found is not None:
+        sentence += f" {first_text(found)}"
     return sentence
 
 

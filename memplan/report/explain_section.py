@@ -154,8 +154,15 @@ def _facts(group: Group, id: str) -> Facts:
             ),
             Fact(name="peak", text=f"{bytes_text(total)} ({one.attribution.place.upper()})"),
             Fact(name="its parts", text=", ".join(parts)),
+            *([Fact(name="KV", text=_kv_text(one))] if one.attribution.kv_parts else ()),
             *(Fact(name="tensors", text=note) for note in tensor_notes(one.attribution)),
         ),
+    )
+
+
+def _kv_text(one: Explanation) -> str:
+    return ", ".join(
+        f"{bytes_text(size)} {part}" for part, size in one.attribution.kv_parts.items()
     )
 
 

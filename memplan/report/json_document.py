@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from memplan.records import Finding, Recording
+from memplan.report.admission_json import admission_json, class_admission_json
+from memplan.report.on_demand_json import garbage_json, on_demand_json
+from memplan.report.quality_json import quality_json
 from memplan.report.truths_json import truths_json
+from memplan.report.variants_json import comparison_json, timed_json
 from memplan.stats.explanation import Explanation, RunExplanation
 from memplan.stats.summary import (
     Attribution,
@@ -52,6 +56,10 @@ def replay_document(summary: RunSummary) -> Json:
         "fidelity": _fidelity(summary.fidelity),
         "overhead": _overhead(summary.overhead),
         "kv_slope": _kv_slope(summary.kv_slope),
+        "on_demand": on_demand_json(summary.on_demand),
+        "gc": garbage_json(summary.garbage),
+        "admission": admission_json(summary.admission),
+        "quality": quality_json(summary),
         "witness": _witness(summary.witness),
         "findings": _findings(summary.findings),
     }
@@ -62,6 +70,7 @@ def profile_document(summaries: Sequence[RunSummary]) -> Json:
     return {
         "schema": PROFILE_SCHEMA,
         "variants": [_variant(summary) for summary in summaries],
+        "comparison": comparison_json(summaries),
     }
 
 
@@ -136,6 +145,8 @@ def _variant(summary: RunSummary) -> Json:
                 "min_bytes": solo.min_bytes,
                 "max_bytes": solo.max_bytes,
                 "kv_formula_bytes": solo.kv_bytes,
+                "ttft_s": timed_json(solo.ttft),
+                "tpot_s": timed_json(solo.tpot),
             }
             for solo in summary.solo
         ],
@@ -149,9 +160,13 @@ def _variant(summary: RunSummary) -> Json:
                 "peak_bytes": rung.peak_bytes,
                 "kv_formula_bytes": rung.kv_bytes,
                 "e2e_s": rung.e2e_s,
+                "completed": rung.completed,
+                "output_tokens_per_s": rung.output_tokens_per_s,
+                "decode_step_s": timed_json(rung.decode_step),
             }
             for rung in summary.rungs
         ],
+        "quality": quality_json(summary),
         "overhead": _overhead(summary.overhead),
         "witness": _witness(summary.witness),
         "findings": _findings(summary.findings),
@@ -188,6 +203,7 @@ def _class(one: ClassSummary) -> Json:
             "tpot_s": _percentiles(one.tpot_s, ""),
             "e2e_s": _percentiles(one.e2e_s, ""),
         },
+        "admission": class_admission_json(one.admission, _percentiles),
     }
 
 
@@ -247,6 +263,7 @@ def _attributed_peak(attribution: Attribution | None) -> Json | None:
         "at_s": attribution.at_s,
         "method": attribution.method,
         "runtime_parts_bytes": dict(attribution.runtime_parts),
+        "kv_parts_bytes": dict(attribution.kv_parts),
         "tensors_bytes": dict(attribution.tensors),
         "peak_module": attribution.peak_module,
     }
@@ -277,6 +294,7 @@ def _fidelity(fidelity: Fidelity | None) -> Json | None:
         "length_scale": fidelity.length_scale,
         "recyclings": fidelity.recyclings,
         "recycling_s": fidelity.recycling_s,
+        "recycled_after": dict(sorted(fidelity.recycled_after.items())),
     }
 
 

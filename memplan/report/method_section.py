@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memplan.records import EngineFacts, Recording, RunHeader
+from memplan.report.on_demand_facts import on_demand_facts
 from memplan.report.pieces import Fact, Facts, Section
 from memplan.report.truths_section import charged_facts
 from memplan.report.wording import interval_text
@@ -101,7 +102,7 @@ def _process_facts(summary: RunSummary) -> tuple[Fact, ...]:
     if summary.gpu_peak_bytes is not None:
         facts.append(Fact(name="GPU idle", text=bytes_text(summary.gpu_idle_bytes)))
         facts.append(Fact(name="GPU peak", text=bytes_text(summary.gpu_peak_bytes)))
-    return tuple(facts)
+    return (*facts, *on_demand_facts(summary))
 
 
 def _fidelity_facts(summary: RunSummary) -> tuple[Fact, ...]:
@@ -124,6 +125,8 @@ def _recycling_facts(fidelity: Fidelity) -> tuple[Fact, ...]:
         return ()
     times = "once" if fidelity.recyclings == 1 else f"{fidelity.recyclings:,} times"
     text = f"{times}, {seconds_text(fidelity.recycling_s)} without an engine, inside the latencies"
+    if fidelity.recycled_after.get("bytes"):
+        text += f"; {fidelity.recycled_after['bytes']:,} because it had grown by its bytes"
     return (Fact(name="engine recycled", text=text),)
 
 

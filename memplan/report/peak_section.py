@@ -43,11 +43,8 @@ def _parts_table(attribution: Attribution, id: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, value in parts_of(attribution):
         rows.append(_part_row(name, value, total))
-        if name == "runtime":
-            rows += [
-                _part_row(f"· {part}", size, total)
-                for part, size in attribution.runtime_parts.items()
-            ]
+        finer = {"runtime": attribution.runtime_parts, "KV cache": attribution.kv_parts}
+        rows += [_part_row(f"· {part}", size, total) for part, size in finer.get(name, {}).items()]
     return Table(
         id=id,
         title=f"Parts of the {attribution.place.upper()} peak",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memplan.records import Recording
+from memplan.report.admission_section import admission_section
 from memplan.report.explain_section import explain_section
 from memplan.report.limits_section import limits_section
 from memplan.report.peak_section import peak_section
@@ -38,6 +39,7 @@ def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> t
         _classes_section(summary, prefix),
         _memory_section(summary, prefix),
         _latency_section(summary, recording, prefix),
+        admission_section(summary, recording, prefix),
         limits_section(summary, recording, prefix),
         peak_section(summary, recording, prefix),
         explain_section(recording, prefix),

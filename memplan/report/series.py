@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from memplan.records import EngineFacts, Recording, Segment
 from memplan.stats.attribution import gpu_prefix, gpu_resident_bytes, peak_owned_bytes
+from memplan.stats.kv_pool import pool_bytes
 from memplan.stats.summary import Attribution, Percentiles, Rung, RunSummary
 
 MOST_POINTS = 1500
@@ -42,6 +43,21 @@ class MemoryTimeline:
     """Spans in which an engine was started, loaded and warmed up."""
     in_flight: tuple[tuple[str, tuple[int, ...]], ...]
     """Class name and its requests in flight, one count a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvTimeline:
+    """KV blocks by whose they are, in bytes: layers that lie on each other, and the offload tier."""
+
+    id: str
+    title: str
+    caption: str
+    start_s: tuple[float, ...]
+    """Where each step begins; it lasts to the next."""
+    end_s: float
+    layers: tuple[tuple[str, tuple[int, ...]], ...]
+    offloaded_bytes: tuple[int, ...]
+    """Beside the pool, not in it; empty where nothing ever was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +123,59 @@ class Ladder:
     """One variant each."""
 
 
-Chart = MemoryTimeline | PeakParts | MemoryAgainstLatency | PercentileBars | Ladder
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaterfallBar:
+    """One measured step; ``change_bytes`` None starts anew from zero."""
+
+    name: str
+    idle_bytes: float | None
+    peak_bytes: float
+    change_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackWaterfall:
+    """The peak with each step of a stack and all below it, from the base on."""
+
+    id: str
+    title: str
+    caption: str
+    bars: tuple[WaterfallBar, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantPoint:
+    name: str
+    latency_s: float
+    peak_bytes: float
+    peak_reach_bytes: float
+    """How far another measurement may be from it, to either side."""
+    quality: str
+    is_quality_known: bool
+    is_on_front: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFront:
+    """Peak memory against latency, one point a variant, and which of them no other beats."""
+
+    id: str
+    title: str
+    caption: str
+    x_title: str
+    points: tuple[VariantPoint, ...]
+
+
+Chart = (
+    MemoryTimeline
+    | KvTimeline
+    | PeakParts
+    | MemoryAgainstLatency
+    | PercentileBars
+    | Ladder
+    | StackWaterfall
+    | VariantFront
+)
 
 
 def timeline_of(recording: Recording, summary: RunSummary, place: Place, id: str) -> MemoryTimeline:
@@ -135,6 +203,41 @@ def timeline_of(recording: Recording, summary: RunSummary, place: Place, id: str
         idle_bytes=summary.gpu_idle_bytes if place == "gpu" else summary.idle_bytes,
         setup_end_s=_setup_spans(recording.segments),
         in_flight=_in_flight(recording, summary, busiest),
+    )
+
+
+def kv_timeline_of(recording: Recording, id: str) -> KvTimeline | None:
+    """None where blocks were never shared, kept or offloaded: the memory timeline says the rest."""
+    told = [one for one in recording.segments if "engine.kv_kept" in one.gauges]
+    names = ("engine.kv_shared", "engine.kv_kept", "engine.kv_offloaded")
+    if not any(one.gauges.get(name) for one in told for name in names):
+        return None
+    buckets = _buckets(told)
+    fullest = [max(bucket, key=lambda one: pool_bytes(one.gauges)) for bucket in buckets]
+
+    def series(name: str) -> tuple[int, ...]:
+        return tuple(one.gauges.get(name, 0) for one in fullest)
+
+    held, shared = series("engine.kv_blocks"), series("engine.kv_shared")
+    offloaded = series("engine.kv_offloaded")
+    thinned = (
+        f" Thinned to at most {MOST_POINTS:,} points by keeping the fullest of each bucket."
+        if len(told) > len(buckets)
+        else ""
+    )
+    return KvTimeline(
+        id=id,
+        title="KV blocks over the run",
+        caption="Whole blocks at the end of each segment, each counted once. What is kept makes way as "
+        f"soon as its room is needed.{thinned}",
+        start_s=tuple(bucket[0].start_s for bucket in buckets),
+        end_s=told[-1].end_s,
+        layers=(
+            ("of one request", tuple(a - b for a, b in zip(held, shared, strict=True))),
+            ("of several requests", shared),
+            ("kept", series("engine.kv_kept")),
+        ),
+        offloaded_bytes=offloaded if any(offloaded) else (),
     )
 
 

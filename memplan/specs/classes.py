@@ -42,10 +42,12 @@ class Typical(Part):
 
 
 class Budget(Part):
-    """Bytes that one request of the class may own (attributed, p99)."""
+    """Bytes that one request of the class may own (attributed, p99); ``in_flight``: KV that all of its
+    running requests may need together, which the engine holds them to."""
 
     cpu_bytes: Bytes | None = Field(default=None, alias="cpu")
     gpu_bytes: Bytes | None = Field(default=None, alias="gpu")
+    in_flight_bytes: Bytes | None = Field(default=None, alias="in_flight")
 
 
 class Slo(Part):
@@ -64,6 +66,8 @@ class ClassSpec(Part):
     typical: Typical = Field(default_factory=Typical)
     budget: Budget = Field(default_factory=Budget)
     slo: Slo = Field(default_factory=Slo)
+    adapter: Name | None = None
+    """Of its requests that name none themselves."""
 
     @property
     def typical_input_tokens(self) -> int:

@@ -12,6 +12,7 @@ from memplan.gguf_header import check_gguf_whole
 from memplan.specs.classes import BUILTIN_CLASSES, ClassSpec
 from memplan.specs.model_source import ModelSource, packaged_gguf
 from memplan.specs.settings import BASE_VARIANT, Engine, Script, SelfTest, Settings, Variant
+from memplan.specs.stack import stack_variants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,22 +27,27 @@ class Deployment:
     settings: Settings = field(default_factory=Settings)
     classes: tuple[ClassSpec, ...] = BUILTIN_CLASSES
     variants: tuple[Variant, ...] = ()
+    """Those of the list, then those of the matrix."""
+    stack: tuple[Variant, ...] = ()
+    """Its steps, each without those below it."""
+    stack_step: int | None = None
+    """From 1: set where this is a step of the stack, together with those below it."""
     script: Script | None = None
     """Set for the scripted and ballast engines, and only there."""
     self_test: SelfTest | None = None
 
     def variants_resolved(self) -> tuple[Deployment, ...]:
-        """What there is to measure: ``base``, then each variant with its settings in place."""
-        changed = (
-            replace(
-                self,
-                variant=variant.name,
-                settings=self.settings.model_copy(update=dict(variant.replaced)),
-                variants=(),
-            )
-            for variant in self.variants
+        """What there is to measure: ``base``, then each variant with its settings in place, and last
+        the stack from the bottom up."""
+        alone = replace(self, variants=(), stack=())
+        return (
+            alone,
+            *(_with(alone, variant) for variant in self.variants),
+            *(
+                replace(_with(alone, variant), stack_step=number)
+                for number, variant in enumerate(stack_variants(self.stack), start=1)
+            ),
         )
-        return (replace(self, variants=()), *changed)
 
     def model_file(self) -> Path:
         """The folder or GGUF file to load.
@@ -63,11 +69,8 @@ class Deployment:
             "variant": self.variant,
             "engine": self.engine,
             "model": _plain_values(self.model),
-            "settings": {
-                **self.settings.model_dump(mode="json"),
-                "kv": self.settings.kv_dtype,
-                "malloc_arenas": self.settings.applied_malloc_arenas,
-            },
+            "stack_step": self.stack_step,
+            "settings": self.settings.applied,
             "classes": [
                 {
                     **spec.model_dump(mode="json"),
@@ -82,6 +85,11 @@ class Deployment:
             "script": _plain_values(self.script),
             "self_test": _plain_values(self.self_test),
         }
+
+
+def _with(deployment: Deployment, variant: Variant) -> Deployment:
+    settings = deployment.settings.model_copy(update=dict(variant.replaced))
+    return replace(deployment, variant=variant.name, settings=settings)
 
 
 def _plain_values(part: BaseModel | None) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from memplan.specs.model_file import json_schema
 from memplan.specs.places import Fault, Location, shown
 from memplan.specs.values import PATTERN_WORDS
 
+_MOST_KEYS = 16
+
 
 def fault_of(detail: ErrorDetails) -> Fault:
     return _location_of(detail), _text_of(detail)
@@ -58,6 +60,8 @@ def _text_of(detail: ErrorDetails) -> str:
 def _unknown_key(location: Location) -> str:
     known = _keys_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if near and len(known) > _MOST_KEYS:  # a list so long would hide the guess
+        return f'unknown key; did you mean "{near[0]}"?'
     guess = f'; did you mean "{near[0]}"?' if near else ""
     return f"unknown key, expected one of {', '.join(known)}{guess}"
 

@@ -10,10 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from memplan.errors import InputError
+from memplan.specs.adapter_source import adapter_faults, with_absolute_adapters
 from memplan.specs.classes import BUILTIN_CLASSES
 from memplan.specs.combinations import impossible
 from memplan.specs.deployment import Deployment
 from memplan.specs.faults import fault_of
+from memplan.specs.matrix import matrix_variants
 from memplan.specs.model_file import ModelFile
 from memplan.specs.model_source import model_faults, with_absolute_paths
 from memplan.specs.places import Fault, Location, json_path
@@ -29,6 +31,7 @@ def load_deployment(path: Path) -> Deployment:
     file, faults = _validated(source.data)
     if file is not None:
         faults += model_faults(file.model, path.parent)
+        faults += adapter_faults(file, path.parent)
     faults += source.faults
     if faults or file is None:
         raise InputError.of_faults(str(path), _fault_lines(path, source, faults), hint=_HINT)
@@ -36,9 +39,13 @@ def load_deployment(path: Path) -> Deployment:
         name=file.name,
         engine=file.engine,
         model=with_absolute_paths(file.model, path.parent),
-        settings=file.settings,
+        settings=with_absolute_adapters(file.settings, path.parent),
         classes=file.classes or BUILTIN_CLASSES,
-        variants=file.variants,
+        variants=tuple(
+            with_absolute_adapters(one, path.parent)
+            for one in (*file.variants, *matrix_variants(file.settings, file.matrix))
+        ),
+        stack=tuple(with_absolute_adapters(one, path.parent) for one in file.stack),
         script=None if file.engine == "torch" else file.script or Script(),
         self_test=file.self_test,
     )
@@ -76,8 +83,10 @@ def _dropped_with(location: Location) -> Location:
             return ("classes", index)
         case ("variants", int(index), *_):
             return ("variants", index)
-        case (("model" | "self_test") as part, *_):
-            return (part,)
+        case (("model" | "self_test" | "stack") as part, *_):
+            return (part,)  # of a stack too: what stands on a faulty step is another stack
+        case ("matrix", str(key), *_):
+            return ("matrix", key)
         case _:
             return location
 

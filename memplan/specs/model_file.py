@@ -7,12 +7,15 @@ fields carry the house's units (``budget.cpu_bytes``). docs/model-yaml.md is the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from memplan.specs.classes import ClassSpec
+from memplan.specs.matrix import Matrix, values_of
 from memplan.specs.model_source import ModelSource
+from memplan.specs.places import Location
 from memplan.specs.settings import Engine, Script, SelfTest, Settings, Variant
 from memplan.specs.values import Name, Part, number_of, tuple_of
 
@@ -39,8 +42,20 @@ class ModelFile(Part):
         Annotated[tuple[ClassSpec, ...], BeforeValidator(tuple_of), Field(min_length=1)] | None
     ) = Field(default=None, json_schema_extra={"minItems": 1})
     variants: Annotated[tuple[Variant, ...], BeforeValidator(tuple_of)] = ()
+    matrix: Matrix | None = None
+    stack: Annotated[tuple[Variant, ...], BeforeValidator(tuple_of)] = ()
     script: Script | None = None
     self_test: SelfTest | None = None
+
+    def written_settings(self) -> Iterator[tuple[Location, Settings]]:
+        """Every place that names settings, each with its own; a matrix value by value."""
+        yield ("settings",), self.settings
+        for part in ("variants", "stack"):
+            for index, variant in enumerate(getattr(self, part)):
+                yield (part, index), variant
+        for field, values in (values_of(self.matrix) if self.matrix else {}).items():
+            for value in values:
+                yield ("matrix",), Settings().model_copy(update={field: value})
 
 
 def json_schema() -> dict[str, Any]:

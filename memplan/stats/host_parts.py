@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from memplan.records import EngineFacts, Segment
 from memplan.stats.attribution import given_back_bytes, host_transient_bytes
+from memplan.stats.kv_pool import kv_parts_of, pool_bytes
 from memplan.stats.summary import Attribution
 
 BY_PAGES = (
@@ -57,6 +58,7 @@ def host_parts_of(
     by_pages = "engine.kv_resident" in composed
     total = segment.peak["host.hwm"]
     weights = engine.idle.get("engine.weights_resident", 0)
+    weights += segment.gauges.get("engine.weights_passing", 0)
     activations = host_transient_bytes(segment)
     # The heap was read when the step had ended: what tensors had held of it was no slack at the peak.
     reused = max(0, activations - max(0, given_back_bytes(segment)))
@@ -80,6 +82,7 @@ def host_parts_of(
         unexplained_bytes=total - explained,
         method=BY_PAGES if by_pages else BY_DIFFERENCE,
         runtime_parts=runtime,
+        kv_parts=kv_parts_of(kv, segment.gauges),
         tensors=segment.tensors,
         peak_module=segment.peak_module,
     )
@@ -87,10 +90,10 @@ def host_parts_of(
 
 def _kv_bytes(segment: Segment, composed: Mapping[str, int]) -> int:
     """Resident pages of the pool, corrected by the blocks that came or went since they were counted."""
-    blocks = segment.gauges.get("engine.kv_blocks", 0)
+    blocks = pool_bytes(segment.gauges)
     if "engine.kv_resident" not in composed:
         return blocks
-    return max(0, composed["engine.kv_resident"] + blocks - composed.get("engine.kv_blocks", 0))
+    return max(0, composed["engine.kv_resident"] + blocks - pool_bytes(composed))
 
 
 def _stale_file_bytes(engine: EngineFacts) -> int:
@@ -110,6 +113,8 @@ def _named_runtime(engine: EngineFacts, composed: Mapping[str, int]) -> Mapping[
         "library data": idle.get("host.library_data", 0),
         "library heap": composed.get("host.heap_used", 0) - in_heap,
         "interpreter": composed.get("host.interpreter", 0),
+        "adapters": composed.get("engine.adapters", 0) if engine.device == "cpu" else 0,
+        "kept buffers": composed.get("engine.buffers", 0),
         "not told apart": _idle_without_source(engine),
     }
     return {name: size for name, size in parts.items() if size > 0}
@@ -126,6 +131,8 @@ def _idle_without_source(engine: EngineFacts) -> int:
         idle.get(f"engine.weights_resident_{place}", 0) for place in ("mapped", "heap")
     )
     known = sum(idle.get(name, 0) for name in (*counted, "host.interpreter")) + apart
+    known += idle.get("engine.adapters", 0) if engine.device == "cpu" else 0
+    known += idle.get("engine.buffers", 0)
     return max(0, idle.get("host.anon", known) - known)
 
 

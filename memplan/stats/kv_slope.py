@@ -7,6 +7,7 @@ from statistics import median_low
 
 from memplan.records import EngineFacts, Recording, Segment
 from memplan.stats.intervals import order_ranks
+from memplan.stats.kv_pool import pool_bytes
 from memplan.stats.summary import KvSlope
 
 FEWEST_CHANGES = 10
@@ -46,6 +47,8 @@ def _changes(
             segment.kind == "release"
             and before is not None
             and before.engine_start == segment.engine_start
+            # Not before a step, when who made way leaves and blocks are taken that nobody wrote yet.
+            and before.in_flight == segment.in_flight
             and engine.device == "cpu"
             and engine.kv_kind == "growing"
             and engine.settings.get("trim", "never") == "never"
@@ -53,14 +56,15 @@ def _changes(
         ):
             held = _kv_bytes(recording, segment, engine)
             resident = segment.gauges["host.rss"] - before.gauges["host.rss"]
-            yield resident, held - before.gauges["engine.kv_blocks"]
+            yield resident, held - pool_bytes(before.gauges)
         before = segment
 
 
 def _kv_bytes(recording: Recording, segment: Segment, engine: EngineFacts) -> int:
-    """After the release. Older recordings have no gauge there: then of whoever had not ended."""
+    """After the release; blocks that are kept are not given back. Older recordings have no gauge there:
+    then of whoever had not ended."""
     if "engine.kv_blocks" in segment.gauges:
-        return segment.gauges["engine.kv_blocks"]
+        return pool_bytes(segment.gauges)
     block_bytes = engine.kv_bytes_per_token * engine.kv_block_tokens
     held = 0
     for flight in segment.in_flight:

@@ -7,14 +7,12 @@ holds is said to be not measured, with None for its bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
-from memplan.records import EngineFacts, Segment
-from memplan.stats.explanation import HeldRequest, Suggestion
-from memplan.stats.summary import Attribution
+from memplan.stats.explanation import Suggestion
+from memplan.stats.kv_suggestions import KV_RULES
+from memplan.stats.situation import NOT_MEASURED, Situation, sum_text
 from memplan.units import bytes_text
 
-NOT_MEASURED = "not measured; profile a variant with it to know"
 _SLACK_RATIO = 0.05
 # glibc's own first values. It raises both by itself as long as neither is set (mallopt(3)).
 _MALLOC_THRESHOLDS = {
@@ -22,24 +20,8 @@ _MALLOC_THRESHOLDS = {
     "malloc_trim_threshold": "MALLOC_TRIM_THRESHOLD_",
 }
 _MALLOC_FIRST = "128KiB"
-_MOST_ADDENDS = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """What the suggestions for one class may look at."""
-
-    class_name: str
-    segment: Segment
-    engine: EngineFacts
-    attribution: Attribution
-    held: tuple[HeldRequest, ...]
-    """In the order of admission; at least one is of the class."""
-    settings: Mapping[str, object]
-    budget_bytes: float | None
-    """What one request of the class may own."""
-    most_reserved_bytes: int
-    """The most KV that was reserved at once, over all segments of this engine start."""
+_INT4_BITS = 5
+"""Of a weight in groups of 32, with its scale and minimum."""
 
 
 def suggestions_of(situation: Situation) -> tuple[Suggestion, ...]:
@@ -85,9 +67,9 @@ def _fewer_requests(at: Situation) -> Iterator[Suggestion]:
     if at.engine.kv_kind == "growing" and kept:
         yield Suggestion(
             code="max_requests",
-            change=f"max_requests: {kept}{_now(at, 'max_requests')}",
+            change=f"max_requests: {kept}{at.now('max_requests')}",
             effect=f"of {len(at.held)} in flight the last {len(left_out)} admitted would have "
-            f"waited, and with them their KV: {_sum_text([o.kv_used_bytes for o in left_out])}",
+            f"waited, and with them their KV: {sum_text([o.kv_used_bytes for o in left_out])}",
             saves_bytes=saved,
             is_measured=True,
         )
@@ -99,12 +81,12 @@ def _smaller_pool(at: Situation) -> Iterator[Suggestion]:
     if at.engine.kv_kind != "reserved" or not per_token:
         return
     used_tokens = -(-at.most_reserved_bytes // per_token)
-    needed_tokens = max(used_tokens, _count(at.settings, "context_tokens") or 0)
+    needed_tokens = max(used_tokens, at.count("context_tokens") or 0)
     saved = (pool_tokens - needed_tokens) * per_token
     if saved > 0:
         yield Suggestion(
             code="max_kv_tokens",
-            change=f"max_kv_tokens: {needed_tokens}{_now(at, 'max_kv_tokens')}",
+            change=f"max_kv_tokens: {needed_tokens}{at.now('max_kv_tokens')}",
             effect=f"at most {used_tokens:,} of the pool's {pool_tokens:,} tokens were reserved at "
             f"once: ({pool_tokens:,} − {needed_tokens:,}) × {bytes_text(per_token)} = "
             f"{bytes_text(saved)}; {NOT_MEASURED}",
@@ -116,31 +98,18 @@ def _smaller_pool(at: Situation) -> Iterator[Suggestion]:
 def _smaller_batch(at: Situation) -> Iterator[Suggestion]:
     """Half the step's tokens, but no fewer than model.yaml allows: one for each request."""
     tokens = at.segment.prefill_tokens + at.segment.decode_tokens
-    least = _count(at.settings, "max_requests") or at.engine.max_requests
+    least = at.count("max_requests") or at.engine.max_requests
     fewer = max(tokens // 2, least)
     activations = at.attribution.activations_bytes
     if activations and at.segment.prefill_tokens and fewer < tokens:
         saved = activations * (1 - fewer / tokens)
         yield Suggestion(
             code="max_batch_tokens",
-            change=f"max_batch_tokens: {fewer}{_now(at, 'max_batch_tokens')}",
+            change=f"max_batch_tokens: {fewer}{at.now('max_batch_tokens')}",
             effect=f"{fewer:,} instead of {tokens:,} tokens in the step: about "
             f"{bytes_text(activations)} × (1 − {fewer:,} / {tokens:,}) = {bytes_text(saved)}, if "
             f"activations are proportional to tokens; {NOT_MEASURED}",
             saves_bytes=saved,
-            is_measured=False,
-        )
-
-
-def _narrower_kv(at: Situation) -> Iterator[Suggestion]:
-    kv = at.attribution.kv_bytes
-    if at.engine.engine == "torch" and at.settings.get("kv") == "fp32" and kv:
-        yield Suggestion(
-            code="kv",
-            change="kv: bf16 (now fp32)",
-            effect=f"2 bytes a value instead of 4: {bytes_text(kv)} × (1 − 2 / 4) = "
-            f"{bytes_text(kv / 2)}; {NOT_MEASURED}",
-            saves_bytes=kv / 2,
             is_measured=False,
         )
 
@@ -156,6 +125,19 @@ def _narrower_weights(at: Situation) -> Iterator[Suggestion]:
             effect=f"2 bytes a value instead of 4: about {bytes_text(weights)} × (1 − 2 / 4) = "
             f"{bytes_text(weights / 2)}; {NOT_MEASURED}",
             saves_bytes=weights / 2,
+            is_measured=False,
+        )
+    bits = {"bf16": 16, "int8": 8, "int8_dynamic": 8}.get(str(stored))
+    if bits is not None:
+        most = weights * (1 - _INT4_BITS / bits)
+        yield Suggestion(
+            code="weights_int4",
+            change=f"weights: int4 (now {stored})",
+            effect=f"{_INT4_BITS} bits a weight instead of {bits}, of all linear layers but the head: "
+            f"at most {bytes_text(weights)} × (1 − {_INT4_BITS} / {bits}) = {bytes_text(most)}; how "
+            f"much of it they are is not in this recording; {NOT_MEASURED} and what it does to answers "
+            "too",
+            saves_bytes=None,
             is_measured=False,
         )
     if stored == "bf16":
@@ -220,27 +202,8 @@ _RULES: tuple[Callable[[Situation], Iterator[Suggestion]], ...] = (
     _fewer_requests,
     _smaller_pool,
     _smaller_batch,
-    _narrower_kv,
+    *KV_RULES,
     _narrower_weights,
     _less_slack,
     _fewer_replicas,
 )
-
-
-def _now(at: Situation, name: str) -> str:
-    value = _count(at.settings, name)
-    return "" if value is None else f" (now {value})"
-
-
-def _count(settings: Mapping[str, object], name: str) -> int | None:
-    value = settings.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _sum_text(values: list[int]) -> str:
-    """``1.00 MiB + 2.00 MiB = 3.00 MiB``, of those that are not zero."""
-    known = [bytes_text(value) for value in values if value]
-    total = bytes_text(sum(values))
-    if len(known) == 1:
-        return total
-    return f"{' + '.join(known)} = {total}" if len(known) <= _MOST_ADDENDS else f"{total} in all"

@@ -8,6 +8,7 @@ from statistics import median
 
 from memplan.records import EngineFacts, Recording, Request, RequestRecord, Segment
 from memplan.stats import attribution as parts
+from memplan.stats.admission import class_admission, run_admission
 from memplan.stats.class_memory import (
     BY_RANKS,
     Served,
@@ -18,8 +19,10 @@ from memplan.stats.class_memory import (
 from memplan.stats.findings import findings_of
 from memplan.stats.host_parts import composed_at, host_attribution
 from memplan.stats.kv_slope import kv_slope_of
-from memplan.stats.ladder import rungs_of, solo_costs_of
+from memplan.stats.ladder import rungs_of, solo_costs_of, variant_facts_of
+from memplan.stats.on_demand import garbage_of, on_demand_of
 from memplan.stats.percentiles import of_values
+from memplan.stats.quality import quality_figures
 from memplan.stats.summary import (
     Attribution,
     ClassSummary,
@@ -80,6 +83,12 @@ def summarise(recording: Recording) -> RunSummary:
         ),
         witness=witness_summary(recording),
         kv_slope=kv_slope,
+        admission=run_admission(recording, serving),
+        quality=recording.quality,
+        on_demand=on_demand_of(recording),
+        garbage=garbage_of(recording),
+        quality_figures=quality_figures(recording.quality) if recording.quality else None,
+        variant_facts=variant_facts_of(recording),
     )
 
 
@@ -136,6 +145,7 @@ def _class_summary(
         ttft_s=latency(_ttft_s),
         tpot_s=latency(_tpot_s),
         e2e_s=latency(_e2e_s),
+        admission=class_admission(requests, recording.outcomes, percentiles),
     )
 
 
@@ -206,6 +216,7 @@ def _fidelity(recording: Recording) -> Fidelity:
         length_scale=recording.header.workload.length_scale,
         recyclings=len(recycled),
         recycling_s=sum(recycled),
+        recycled_after=Counter(e.recycled_after for e in recording.engines if e.recycled_after),
     )
 
 

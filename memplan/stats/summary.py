@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memplan.records import Finding
+from memplan.records import Finding, Quality
+from memplan.stats.degradations import Degraded
+from memplan.stats.quality import QualityFigures
 from memplan.stats.truths import RunTruths
 
 IntervalBasis = Literal["ranks", "blocks", "replays"]
@@ -66,6 +68,88 @@ class PlaceMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One thing that requests of a class waited for in the engine's queue."""
+
+    reason: str
+    requests: int
+    """Those that waited for it."""
+    total_s: float
+    waited_s: Percentiles
+    """Of those requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAdmission:
+    """How the requests of a class came into the engine, and what sharing and making way came to.
+
+    Counts are of all replays. A request that never entered has no known wait.
+    """
+
+    entered: int
+    waited_s: Percentiles
+    """In the queue, for everything, of every request that entered; 0 for one that did not wait."""
+    waits: tuple[Wait, ...]
+    """What took the most time first."""
+    rejected: Mapping[str, int]
+    """Reason → requests that the engine did not take."""
+    shortened: int
+    """Requests that were answered with fewer tokens than they asked for."""
+    shortened_tokens: int
+    """Output tokens that they did not get."""
+    preempted: int
+    """Requests that had to make way after they had entered."""
+    preemptions: int
+    prompt_tokens: int
+    """Of all that entered."""
+    shared_tokens: int
+    """Of these, tokens whose KV was there already."""
+    pulled_back: int
+    """Requests for which KV came back from the offload tier."""
+    pulled_back_bytes: int
+    pull_back_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvMost:
+    """The most bytes of KV blocks at once while serving, each at its own time; None where the engine
+    neither shares nor keeps blocks."""
+
+    held_bytes: int
+    """By running requests, whole blocks, each counted once."""
+    shared_bytes: int | None
+    """Of them, by several."""
+    kept_bytes: int | None
+    """By nobody, for who may come."""
+    offloaded_bytes: int | None
+    """In the offload tier, which is not in the pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """What it cost that not all weights stay in memory."""
+
+    steps: int
+    bytes_per_step: float
+    s_per_step: float
+    """That a step waited for them, or gave them back."""
+    ratio: float
+    """Of the time of all steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAdmission:
+    """What the engine's memory policy did in the whole run."""
+
+    kv: KvMost | None
+    """None where the engine does not say."""
+    streaming: Streaming | None
+    """None where all weights stay."""
+    degraded: Degraded | None
+    """None where nothing is to be given up when memory is short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSummary:
     name: str
     rule: str
@@ -85,6 +169,8 @@ class ClassSummary:
     tpot_s: Percentiles
     e2e_s: Percentiles
     """From the intended send time, so that a late sender does not flatter the engine."""
+    admission: ClassAdmission | None = None
+    """None in a summary made without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +192,8 @@ class Attribution:
     method: str
     runtime_parts: Mapping[str, int] = field(default_factory=dict)
     """What ``runtime_bytes`` is the sum of; empty where it is a difference."""
+    kv_parts: Mapping[str, int] = field(default_factory=dict)
+    """What ``kv_bytes`` is the sum of; empty where blocks are neither shared nor kept."""
     tensors: Mapping[str, int] = field(default_factory=dict)
     """Live tensors at the instant of their own peak in the same segment, by the part of the model that
     made them; weights left out."""
@@ -138,6 +226,43 @@ class Fidelity:
     """Engines stopped on purpose after so many requests, and replaced."""
     recycling_s: float = 0.0
     """Seconds without an engine because of them, in all; they are inside the latencies."""
+    recycled_after: Mapping[str, int] = field(default_factory=dict)
+    """How many of them for which limit: ``requests`` or ``bytes``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterUse:
+    """A LoRA adapter in one run."""
+
+    name: str
+    requests: int
+    waited: int
+    """Of them, those in front of whose steps it had to be loaded."""
+    longest_load_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDemand:
+    """What an engine loads when it is first needed."""
+
+    adapters: tuple[AdapterUse, ...]
+    """Those that requests named."""
+    adapters_peak_bytes: int | None
+    """Resident at the end of a segment, the most; None where the engine has none."""
+    tokenizer_bytes: int | None
+    """What resident memory grew by while it was loaded; None where it was not."""
+    tokenizer_load_s: float | None
+    """What the first request waited for it; None where none did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """Python's collections of reference cycles inside the engine; in the latencies."""
+
+    collections: int
+    total_s: float
+    longest_s: float
+    """In one segment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +293,17 @@ class WitnessSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A time that was measured ``n`` times."""
+
+    n: int
+    median_s: float
+    low_s: float
+    high_s: float
+    """Of a few, the smallest and the largest; of steps, the 95 % bounds of their median."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SoloCost:
     """What one request of a class added when it ran alone in a fresh process (from a profile)."""
 
@@ -181,6 +317,10 @@ class SoloCost:
     kv_bytes: int
     """The formula's KV bytes for its tokens, to hold against the measurement."""
     place: str
+    ttft: Timed | None = None
+    """Time to the first token, in fresh processes, after the warm-up."""
+    tpot: Timed | None = None
+    """Time per further token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +335,35 @@ class Rung:
     kv_bytes: int
     e2e_s: float | None
     place: str
+    completed: int | None = None
+    """Of its requests."""
+    output_tokens_per_s: float | None = None
+    """From its first send to its last end, prompts included; None unless all requests completed."""
+    decode_step: Timed | None = None
+    """Steps in which all its requests decoded and nothing else ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFacts:
+    """What a profile's run says of its variant, beside memory and time."""
+
+    settings: Mapping[str, object]
+    """As they were applied, every default filled in, in plain JSON values."""
+    stack_step: int | None
+    """From 1, where it is a step of the stack."""
+    weights_bytes: int | None
+    """Parameters as stored."""
+    kv_bytes_per_token: int | None
+    idle_bytes: float | None
+    """Median over engine starts, in the place where the model is."""
+    idle_low_bytes: float | None
+    idle_high_bytes: float | None
+    """The smallest and the largest of them: how far fresh processes of one variant differ."""
+    idle_n: int
+    drift_bound_bytes: int
+    """A peak may be too low by this much."""
+    longest_tokens: int | None = None
+    """``--longest``: no prompt was longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,3 +402,15 @@ class RunSummary:
     """The same memory by five definitions; None where no real engine ran."""
     kv_slope: KvSlope | None = None
     """None where too little KV was given back, or the pool is resident from the start."""
+    quality: Quality | None = None
+    """None where it was not measured."""
+    on_demand: OnDemand | None = None
+    """None where the engine has no adapters and no tokenizer."""
+    garbage: Garbage | None = None
+    """None where it was not counted."""
+    quality_figures: QualityFigures | None = None
+    """How sure they are."""
+    variant_facts: VariantFacts | None = None
+    """None for a replay."""
+    admission: RunAdmission | None = None
+    """None where no engine served."""

@@ -42,8 +42,10 @@ def ladder_requests(
     max_requests: int,
     max_kv_tokens: int,
     solo_repeats: int,
+    longest_tokens: int | None = None,
 ) -> tuple[Wave, ...]:
-    """In the order in which they run. Raises InputError when one request has too little room."""
+    """In the order in which they run; no prompt is longer than ``longest_tokens``. Raises InputError
+    when one request has too little room."""
     room_tokens = min(context_tokens, max_kv_tokens)
     if room_tokens < _LEAST_TOKENS:
         raise InputError(
@@ -51,38 +53,43 @@ def ladder_requests(
             f"(context_tokens {context_tokens}, max_kv_tokens {max_kv_tokens})",
             hint="raise context_tokens or max_kv_tokens in model.yaml",
         )
+    most_tokens = min(longest_tokens or room_tokens, room_tokens)
     return (
-        *_prompt_waves(room_tokens),
-        *_batch_waves(room_tokens, max_requests=max_requests, max_kv_tokens=max_kv_tokens),
-        *_solo_waves(deployment_classes, room_tokens, solo_repeats),
+        *_prompt_waves(min(most_tokens, room_tokens - _LONG_MARGIN_TOKENS)),
+        *_batch_waves(
+            room_tokens, most_tokens, max_requests=max_requests, max_kv_tokens=max_kv_tokens
+        ),
+        *_solo_waves(deployment_classes, room_tokens, most_tokens, solo_repeats),
     )
 
 
-def _prompt_waves(room_tokens: int) -> Iterator[Wave]:
+def _prompt_waves(long_tokens: int) -> Iterator[Wave]:
     # Ascending, the longest last: a rung that comes after a larger one would be measured in a heap
     # that already holds the larger one's leftovers.
-    long_tokens = room_tokens - _LONG_MARGIN_TOKENS
     for prompt_tokens in _doubling(_FIRST_PROMPT_TOKENS, long_tokens - 1):
         yield _wave(f"prompt-{prompt_tokens}", 1, prompt_tokens, _PROMPT_OUTPUT_TOKENS)
     yield _wave(LONG_PROMPT_WAVE, 1, long_tokens, _LONG_OUTPUT_TOKENS)
 
 
-def _batch_waves(room_tokens: int, *, max_requests: int, max_kv_tokens: int) -> Iterator[Wave]:
+def _batch_waves(
+    room_tokens: int, most_tokens: int, *, max_requests: int, max_kv_tokens: int
+) -> Iterator[Wave]:
     """Up to the most requests that run at once and whose KV can be reserved together."""
-    prompt_tokens = min(_BATCH_PROMPT_TOKENS, room_tokens - _BATCH_OUTPUT_TOKENS)
+    prompt_tokens = min(_BATCH_PROMPT_TOKENS, room_tokens - _BATCH_OUTPUT_TOKENS, most_tokens)
     most = min(max_requests, max_kv_tokens // (prompt_tokens + _BATCH_OUTPUT_TOKENS))
     for size in sorted({*_doubling(1, most), most}):
         yield _wave(f"batch-{size}", size, prompt_tokens, _BATCH_OUTPUT_TOKENS)
 
 
 def _solo_waves(
-    classes: Sequence[ClassSpec], room_tokens: int, solo_repeats: int
+    classes: Sequence[ClassSpec], room_tokens: int, most_tokens: int, solo_repeats: int
 ) -> Iterator[Wave]:
     """Repeats go round the classes, so that a drift of the machine meets all of them alike."""
     for repeat in range(solo_repeats):
         for spec in classes:
             output_tokens = min(spec.typical_output_tokens, room_tokens // 2)
-            input_tokens = min(spec.typical_input_tokens, room_tokens - output_tokens)
+            room_left = min(room_tokens - output_tokens, most_tokens)
+            input_tokens = min(spec.typical_input_tokens, room_left)
             yield _wave(
                 f"solo:{spec.name}:{repeat}",
                 1,

@@ -35,6 +35,8 @@ from memplan.stats.summary import (
     Rung,
     RunSummary,
     SoloCost,
+    Timed,
+    VariantFacts,
 )
 from memplan.units import GIB, MIB
 
@@ -412,8 +414,14 @@ def replay_summary(recording: Recording) -> RunSummary:
     )
 
 
-def profile_summary(variant: str = "base", *, scale: float = 1.0) -> RunSummary:
-    """``scale`` is the variant's KV size against the base."""
+def timed(median_s: float, n: int = 5) -> Timed:
+    return Timed(n=n, median_s=median_s, low_s=median_s * 0.98, high_s=median_s * 1.02)
+
+
+def profile_summary(
+    variant: str = "base", *, scale: float = 1.0, step: int | None = None
+) -> RunSummary:
+    """``scale`` is the variant's KV size against the base; ``step`` its place in a stack."""
     per_token = KV_BYTES_PER_TOKEN * scale
     idle_bytes = round(IDLE_BYTES - (1 - scale) * 180 * MIB)
     solo = tuple(
@@ -427,6 +435,8 @@ def profile_summary(variant: str = "base", *, scale: float = 1.0) -> RunSummary:
             max_bytes=tokens * per_token * 1.10 + 9 * MIB,
             kv_bytes=round((tokens + 64) * per_token),
             place="cpu",
+            ttft=timed(tokens / 2400),
+            tpot=timed(0.045),
         )
         for name, tokens in (("short", 256), ("medium", 1400), ("long", 4800))
     )
@@ -442,6 +452,8 @@ def profile_summary(variant: str = "base", *, scale: float = 1.0) -> RunSummary:
             kv_bytes=round(requests * tokens * per_token),
             e2e_s=0.2 + tokens * requests / 2600,
             place="cpu",
+            completed=requests,
+            decode_step=timed(0.04 + 0.001 * requests, n=9) if wave == "batch" else None,
         )
         for wave, requests, tokens in [*lengths, *batches]
     )
@@ -468,6 +480,17 @@ def profile_summary(variant: str = "base", *, scale: float = 1.0) -> RunSummary:
         output_tokens_per_s=None,
         duration_s=64.0,
         findings=(),
+        variant_facts=VariantFacts(
+            settings={"weights": "bf16", "kv": "bf16" if scale == 1 else "int8"},
+            stack_step=step,
+            weights_bytes=269_030_016,
+            kv_bytes_per_token=round(KV_BYTES_PER_TOKEN * scale),
+            idle_bytes=idle_bytes,
+            idle_low_bytes=idle_bytes - MIB,
+            idle_high_bytes=idle_bytes + MIB,
+            idle_n=16,
+            drift_bound_bytes=128 * 1024,
+        ),
     )
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import pytest
 from example_run import (
+    IDLE_BYTES,
     profile_recording,
     profile_summary,
     replay_recording,
@@ -11,7 +12,7 @@ from example_run import (
 
 from memplan.report.charts import figure_of
 from memplan.report.document import document_of
-from memplan.report.series import Chart, PeakParts, PercentileBars
+from memplan.report.series import Chart, PeakParts, PercentileBars, StackWaterfall, VariantFront
 from memplan.units import MIB
 
 RECORDING = replay_recording()
@@ -20,7 +21,12 @@ CHARTS: dict[str, Chart] = {
     block.id: block
     for document in (
         document_of([(SUMMARY, RECORDING)]),
-        document_of([(profile_summary(), profile_recording())]),
+        document_of(
+            [
+                (profile_summary(), profile_recording()),
+                (profile_summary("stack-1-kv", scale=0.5, step=1), profile_recording("stack-1-kv")),
+            ]
+        ),
     )
     for section in document.sections
     for block in section.blocks
@@ -36,6 +42,8 @@ def test_a_replay_and_a_profile_have_their_charts() -> None:
         "run1-parts-cpu",
         "ladder-length",
         "ladder-batch",
+        "variants-front",
+        "stack-waterfall",
     }
 
 
@@ -83,3 +91,38 @@ def test_names_are_escaped_for_plotlys_own_html() -> None:
         if isinstance(block, PercentileBars)
     )
     assert figure_of(bars)["data"][0]["x"] == ["&lt;script&gt;alert(1)&lt;/script&gt;"]
+
+
+def test_each_bar_of_the_waterfall_ends_at_a_peak_that_was_measured() -> None:
+    chart = CHARTS["stack-waterfall"]
+    assert isinstance(chart, StackWaterfall)
+    bars, idle = figure_of(chart)["data"]
+    assert bars["measure"] == ["absolute", "relative"]
+    base, after = (bar.peak_bytes / MIB for bar in chart.bars)
+    assert bars["y"] == [pytest.approx(base, abs=1e-4), pytest.approx(after - base, abs=1e-4)]
+    assert bars["text"][1].startswith("−")
+    assert idle["y"][0] == pytest.approx(IDLE_BYTES / MIB, abs=1e-4)
+
+
+def test_a_step_whose_step_below_is_missing_stands_on_zero() -> None:
+    chart = CHARTS["stack-waterfall"]
+    assert isinstance(chart, StackWaterfall)
+    alone = replace(chart, bars=(chart.bars[0], replace(chart.bars[1], change_bytes=None)))
+    bars = figure_of(alone)["data"][0]
+    assert bars["measure"] == ["absolute", "absolute"]
+    assert bars["y"][1] == pytest.approx(chart.bars[1].peak_bytes / MIB, abs=1e-4)
+
+
+def test_the_front_parts_who_is_beaten_and_marks_unmeasured_quality_open() -> None:
+    chart = CHARTS["variants-front"]
+    assert isinstance(chart, VariantFront)
+    beaten = replace(chart.points[0], is_on_front=False, is_quality_known=True)
+    figure = figure_of(replace(chart, points=(beaten, chart.points[1])))
+    named = {trace["name"]: trace for trace in figure["data"]}
+    assert named["beaten"]["text"] == ["base"]
+    assert named["beaten"]["marker"]["symbol"] == ["circle"]
+    assert named["no other beats it"]["text"] == ["stack-1-kv"]
+    assert named["no other beats it"]["marker"]["symbol"] == ["circle-open"]
+    assert named["beaten"]["x"] == [48.0]  # ms
+    assert "decode step, ms" in figure["layout"]["xaxis"]["title"]["text"]
+    assert len(figure_of(chart)["data"]) == 1, "no trace without a point"

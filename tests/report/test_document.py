@@ -12,7 +12,7 @@ from memplan.plan.nodes import parse_nodes
 from memplan.report.document import document_of
 from memplan.report.pieces import Document, Facts, FindingList, Table
 from memplan.stats.summary import Quantile, WitnessSummary
-from memplan.units import GIB
+from memplan.units import GIB, MIB
 
 RECORDING = replay_recording()
 SUMMARY = replay_summary(RECORDING)
@@ -214,15 +214,38 @@ def test_a_run_that_was_cut_off_says_so() -> None:
     assert method.facts[-1].text == "cut off"
 
 
-def test_variants_are_compared_with_the_first() -> None:
+def test_variants_have_a_line_each_with_what_they_save_and_what_that_costs() -> None:
     document = document_of(PROFILES)
-    table = table_of(document, "profile-comparison-table")
-    assert [column.title for column in table.columns] == ["", "base", "kv-int8"]
-    kv = next(row for row in table.rows if row[0].text == "KV cache of one token")
-    assert [cell.text for cell in kv[1:]] == ["22.5 KiB", "11.2 KiB"]
-    assert kv[2].detail == "−50.0 %"
+    rows = {row[0].text: row[1:] for row in table_of(document, "variants-table").rows}
+    assert list(rows) == ["base", "kv-int8"]
+    assert [cell.text for cell in rows["kv-int8"]] == [
+        "780.0 MiB", "861.9 MiB", "48.0 ms", "2.00 s", "1.78 s", "not measured",
+        "quality not measured",
+    ]  # fmt: skip
+    assert rows["kv-int8"][1].detail.startswith("−")
     assert "Alone, a long request of 4,800 tokens adds 117.8 MiB" in document.answer
-    assert "leanest other variant, kv-int8, peaks at" in document.answer
+    assert document.answer.endswith(
+        "of top tokens as in fp32): kv-int8 takes 160.9 MiB off the peak, but what it costs in "
+        "quality was not measured."
+    )
+
+
+def test_a_peak_that_was_while_loading_is_said() -> None:
+    def notes(load_peak_bytes: int) -> str:
+        runs = [
+            (replace(summary, load_peak_bytes=load_peak_bytes), recording)
+            for summary, recording in PROFILES
+        ]
+        return " ".join(table_of(document_of(runs), "variants-table").notes)
+
+    assert "The peak is that of loading: kv-int8." in notes(870 * MIB)
+    assert "loading" not in notes(100 * MIB)
+
+
+def test_the_line_below_the_title_names_no_more_variants_than_a_reader_reads() -> None:
+    many = [(profile_summary(f"v{number}"), profile_recording(f"v{number}")) for number in range(7)]
+    assert "7 variants" in document_of(many).subtitle
+    assert "v0, v1, v2, v3, v4, v5" in document_of(many[:6]).subtitle
 
 
 def test_two_runs_of_one_variant_are_told_apart_by_their_ids() -> None:

@@ -41,12 +41,14 @@ def test_a_replay_has_exactly_these_keys() -> None:
     assert document["schema"] == "memplan.replay/1"
     assert set(document) == {
         "schema", "run", "run_id", "deployment", "variant", "classes", "process", "throughput",
-        "fidelity", "overhead", "kv_slope", "witness", "findings",
+        "fidelity", "overhead", "on_demand", "gc", "kv_slope", "witness", "findings",
+        "admission",
+        "quality",
     }  # fmt: skip
     one = document["classes"][0]
     assert set(one) == {
         "name", "rule", "requests", "completed", "failed", "rejected", "unfinished", "not_sent",
-        "reasons", "tokens", "memory", "latency",
+        "reasons", "tokens", "memory", "latency", "admission",
     }  # fmt: skip
     assert set(one["memory"]) == {"cpu", "gpu"}
     assert set(one["memory"]["cpu"]) == {
@@ -78,7 +80,7 @@ def test_a_replay_has_exactly_these_keys() -> None:
     assert sum(document["process"]["attribution"].values()) == total
     assert set(document["fidelity"]) == {
         "schedule_lag_s", "peak_in_flight", "dilation", "length_scale", "recyclings",
-        "recycling_s",
+        "recycling_s", "recycled_after",
     }  # fmt: skip
     assert set(document["overhead"]) == {"client_cpu_s", "client_peak_bytes", "segment_median_s"}
     assert set(document["findings"][0]) == {"code", "text", "hint"}
@@ -86,22 +88,50 @@ def test_a_replay_has_exactly_these_keys() -> None:
 
 def test_a_profile_has_exactly_these_keys() -> None:
     document = profile_document([profile_summary(), profile_summary("kv-int8", scale=0.5)])
-    assert set(document) == {"schema", "variants"}
+    assert set(document) == {"schema", "variants", "comparison"}
     assert document["schema"] == "memplan.profile/1"
     assert [one["variant"] for one in document["variants"]] == ["base", "kv-int8"]
     first = document["variants"][0]
     assert set(first) == {
         "run", "run_id", "deployment", "variant", "process", "solo", "rungs", "overhead", "witness",
-        "findings",
+        "findings", "quality",
     }  # fmt: skip
     assert set(first["solo"][0]) == {
         "class", "place", "input_tokens", "output_tokens", "n", "median_bytes", "min_bytes",
-        "max_bytes", "kv_formula_bytes",
+        "max_bytes", "kv_formula_bytes", "ttft_s", "tpot_s",
     }  # fmt: skip
+    assert set(first["solo"][0]["ttft_s"]) == {"n", "median_s", "low_s", "high_s"}
     assert set(first["rungs"][0]) == {
         "wave", "place", "requests", "tokens_per_request", "idle_bytes", "peak_bytes",
-        "kv_formula_bytes", "e2e_s",
+        "kv_formula_bytes", "e2e_s", "completed", "output_tokens_per_s", "decode_step_s",
     }  # fmt: skip
+    assert first["rungs"][0]["decode_step_s"] is None
+    assert first["rungs"][-1]["decode_step_s"]["n"] == 9
+
+
+def test_the_comparison_of_variants_has_exactly_these_keys() -> None:
+    assert profile_document([profile_summary()])["comparison"] is None
+    runs = [profile_summary(), profile_summary("stack-1-kv", scale=0.5, step=1)]
+    compared = json.loads(json.dumps(profile_document(runs)["comparison"], allow_nan=False))
+    assert set(compared) == {"variants", "stack", "first"}
+    assert set(compared["variants"][1]) == {
+        "run_id", "variant", "changes", "place", "idle_bytes", "peak_bytes", "load_peak_bytes",
+        "weights_bytes", "kv_bytes_per_token", "requests_at_once", "longest_tokens",
+        "decode_step_s", "decode_requests", "first_token_s", "first_token_tokens", "batch_s",
+        "output_tokens_per_s", "has_own_numbers", "perplexity_ratio", "top1_ratio",
+        "quality_tokens", "is_quality_own", "saved_bytes", "slower_ratio", "cost", "verdict",
+        "is_beaten",
+    }  # fmt: skip
+    assert set(compared["variants"][1]["peak_bytes"]) == {"value", "low", "high", "n"}
+    assert compared["variants"][1]["verdict"] == "quality_unknown"
+    assert set(compared["stack"][1]) == {
+        "step", "run_id", "variant", "idle_bytes", "peak_bytes", "idle_change_bytes",
+        "peak_change_bytes",
+    }  # fmt: skip
+    assert set(compared["first"]) == {
+        "variant", "run_id", "saves_more_with_unknown_quality", "text", "tolerances",
+    }  # fmt: skip
+    assert compared["first"]["saves_more_with_unknown_quality"] == "stack-1-kv"
 
 
 def test_figures_are_raw_bytes_and_seconds() -> None:

@@ -30,6 +30,12 @@ def test_what_runtime_is_the_sum_of_stands_right_below_it() -> None:
     assert rows[where + 1 : where + 3] == ["· interpreter", "· library files"]
 
 
+def test_whose_the_kv_is_stands_right_below_it() -> None:
+    rows = rows_of(told_apart(kv_parts={"of one request": MIB, "kept, of no request": 2 * MIB}))
+    where = rows.index("KV cache")
+    assert rows[where + 1 : where + 3] == ["· of one request", "· kept, of no request"]
+
+
 def test_a_runtime_that_is_a_difference_has_no_rows_below_it() -> None:
     assert not any(text.startswith("·") for text in rows_of(told_apart()))
 

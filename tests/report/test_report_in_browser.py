@@ -34,7 +34,7 @@ FLAGS = (
 )  # fmt: skip
 CHARTS = (
     "run1-percentiles", "run1-scatter", "run1-timeline-cpu", "run1-parts-cpu",
-    "ladder-length", "ladder-batch",
+    "ladder-length", "ladder-batch", "variants-front", "stack-waterfall",
 )  # fmt: skip
 
 
@@ -47,6 +47,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
         (replay_summary(recording), recording),
         (profile_summary(), profile_recording()),
         (profile_summary("<b>int8</b>", scale=0.5), profile_recording("<b>int8</b>", scale=0.5)),
+        *(
+            (profile_summary(name, scale=scale, step=step), profile_recording(name, scale=scale))
+            for name, scale, step in (("stack-1-kv", 0.5, 1), ("stack-2-less", 0.25, 2))
+        ),
     ]
     page = folder / "report.html"
     page.write_text(html_of(document_of(runs, parse_nodes(NODES_CSV, "nodes.csv"))), "utf-8")
@@ -95,9 +99,27 @@ def test_the_class_table_shows_the_figures_of_the_run(browser: Chrome) -> None:
     ]
 
 
+def test_the_waterfall_goes_down_from_the_base_step_by_step(browser: Chrome) -> None:
+    drawn = browser.find_elements(By.CSS_SELECTOR, "#stack-waterfall-plot .trace.bars .point")
+    assert len(drawn) == 3
+    texts = [bar.find_element(By.TAG_NAME, "text").get_attribute("textContent") for bar in drawn]
+    table = browser.find_elements(By.CSS_SELECTOR, "#stack-table tbody tr")
+    cells = [row.find_elements(By.TAG_NAME, "td")[4].text.split("\n")[0] for row in table]
+    assert texts[1:] == cells[1:]
+    assert all(text.startswith("−") for text in texts[1:])
+
+
+def test_the_section_of_variants_begins_with_what_to_turn_on_first(browser: Chrome) -> None:
+    said = browser.find_element(By.CSS_SELECTOR, "#variants > p").text
+    assert said.startswith("Nothing to turn on first is shown")
+    assert "what it costs in quality was not measured" in said
+
+
 def test_a_name_with_markup_in_it_is_shown_as_it_is(browser: Chrome) -> None:
-    heads = browser.find_elements(By.CSS_SELECTOR, "#profile-comparison-table th")
-    assert heads[2].text == "<b>int8</b>"
+    rows = browser.find_elements(By.CSS_SELECTOR, "#variants-table tbody tr td:first-child")
+    assert rows[1].text == "<b>int8</b>\nkv: int8"
+    names = browser.find_elements(By.CSS_SELECTOR, "#variants-front-plot .textpoint")
+    assert "<b>int8</b>" in [name.get_attribute("textContent") for name in names]
     legend = browser.find_element(By.CSS_SELECTOR, "#ladder-length-plot .legend")
     assert "<b>int8</b>, measured" in legend.get_attribute("textContent")
 

@@ -12,7 +12,7 @@ from memplan.specs import BUILTIN_CLASSES
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     deployment = load(tmp_path, SCRIPTED)
     assert deployment.settings.max_requests == 16
-    assert deployment.settings.kv_dtype == "bf16"
+    assert deployment.settings.kv_stored == "bf16"
     assert deployment.settings.env == {}
     assert deployment.settings.malloc_env == {"MALLOC_ARENA_MAX": "1"}
     assert (deployment.settings.allocator, deployment.settings.trim) == ("system", "never")
@@ -102,8 +102,9 @@ def test_resolved_says_everything_in_plain_values(tmp_path: Path) -> None:
             "labels": {},
         },
         "typical": {"input_tokens": 2303, "output_tokens": 64},
-        "budget": {"cpu_bytes": None, "gpu_bytes": None},
+        "budget": {"cpu_bytes": None, "gpu_bytes": None, "in_flight_bytes": None},
         "slo": {"ttft_s": None, "tpot_s": None, "e2e_s": None},
+        "adapter": None,
     }
 
 
@@ -126,4 +127,4 @@ def test_variants_replace_only_what_they_name(tmp_path: Path) -> None:
 
 def test_int8_weights_may_keep_fp32_kv(tmp_path: Path) -> None:
     deployment = load(tmp_path, SCRIPTED + "settings: {weights: int8, kv: fp32}\n")
-    assert deployment.settings.kv_dtype == "fp32"
+    assert deployment.settings.kv_stored == "fp32"

@@ -26,11 +26,7 @@ variants:
   - {name: Int8, weights: int8}
 """
     assert faults_of(tmp_path, text) == [
-        "5 $.settings.weigths: unknown key, expected one of device, weights, kv, load, "
-        "max_requests, max_kv_tokens, max_batch_tokens, block_tokens, context_tokens, threads, "
-        "memory_limit, allocator, malloc_arenas, malloc_mmap_threshold, malloc_trim_threshold, "
-        "trim, recycle_after_requests, cuda_snapshot, env; "
-        'did you mean "weights"?',
+        '5 $.settings.weigths: unknown key; did you mean "weights"?',
         "7 $.settings.max_batch_tokens: max_batch_tokens 512 is less than max_requests 600, so "
         "one step could not decode them all",
         "12 $.classes[0].budget.cpu: got 64, expected a size with its unit, such as 64MiB or "
@@ -54,8 +50,8 @@ variants:
             "4 $.settings.max_requests: got true, expected a whole number",
         ),
         (
-            "settings: {weights: int4}\n",
-            '4 $.settings.weights: got "int4", expected fp32, bf16 or int8',
+            "settings: {weights: int3}\n",
+            '4 $.settings.weights: got "int3", expected fp32, bf16, fp16, int8, int8_dynamic or int4',
         ),
         (
             "script: {prefill_tokens_per_s: 0}\n",

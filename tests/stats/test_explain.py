@@ -315,6 +315,127 @@ def test_a_dtype_that_would_change_nothing_is_not_suggested(
     assert not {"weights", "kv"} & made.keys()
 
 
+@pytest.mark.parametrize(
+    ("stored", "saves"),
+    [
+        ("fp32", {"kv": 2 / 4, "kv_int8": 1 - 1.125 / 4, "kv_int4": 1 - 0.625 / 4}),
+        ("bf16", {"kv_int8": 1 - 1.125 / 2, "kv_int4": 1 - 0.625 / 2}),
+        ("int8", {"kv_int4": 1 - 0.625 / 1.125}),
+        ("int4", {}),
+    ],
+)
+def test_a_narrower_kv_saves_the_bits_of_its_values(stored: str, saves: dict[str, float]) -> None:
+    made = suggested(only(run_of([step(9, "a")], {"kv": stored}, engines=(TORCH,))))
+    found = {
+        code: one for code, one in made.items() if code.startswith("kv") and code != "kv_reserve"
+    }
+    assert {code: one.saves_bytes for code, one in found.items()} == pytest.approx(
+        {code: ratio * MIB for code, ratio in saves.items()}
+    )
+    assert not any(one.is_measured for one in found.values())
+
+
+def test_int4_weights_have_a_bound_and_no_guess() -> None:
+    made = suggested(only(run_of([step(9, "a")], {"weights": "int8"}, engines=(TORCH,))))
+    assert made["weights_int4"].saves_bytes is None
+    assert "at most 60.0 MiB × (1 − 5 / 8) = 22.5 MiB" in made["weights_int4"].effect
+    fp32 = suggested(only(run_of([step(9, "a")], {"weights": "fp32"}, engines=(TORCH,))))
+    assert "weights_int4" not in fp32, "int4 is computed in bf16"
+
+
+def with_prefixes(*ids: tuple[int, ...], used_tokens: int = 40) -> Recording:
+    """Requests a, b, … of 40 prompt tokens, blocks of 8; so many of the tokens have their KV."""
+    asked = tuple(
+        request(name, input_tokens=40, prefix_ids=one, prefix_block_tokens=8)
+        for name, one in zip("abc", ids, strict=False)
+    )
+    flights = tuple(
+        flight(one.request_id, kv_used_bytes=used_tokens * KV_BYTES_PER_TOKEN) for one in asked
+    )
+    return run_of(
+        [step(9, in_flight=flights)],
+        {"prefix_sharing": "off"},
+        requests=asked,
+        outcomes={one.request_id: completed(one) for one in asked},
+    )
+
+
+def test_prompts_in_flight_that_begin_alike_would_share_whole_blocks() -> None:
+    # b repeats 24 tokens of a, which are one whole block of 16; c repeats 40 of b: two.
+    found = with_prefixes((1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 3, 5, 6))
+    made = suggested(only(found))["prefix_sharing"]
+    assert made.change == "prefix_sharing: running (now off)"
+    assert made.saves_bytes == (16 + 32) * KV_BYTES_PER_TOKEN
+    assert not made.is_measured
+    assert "in the run 53% of all prompt tokens repeat a beginning" in made.effect  # 24 + 40 of 120
+
+
+def test_tokens_without_kv_yet_and_prompts_that_differ_share_nothing() -> None:
+    assert "prefix_sharing" not in suggested(only(with_prefixes((1, 2), (3, 2))))
+    early = with_prefixes((1, 2, 3), (1, 2, 3), used_tokens=15)
+    assert "prefix_sharing" not in suggested(only(early))
+
+
+def test_kept_blocks_are_a_measured_saving() -> None:
+    gauges = {"host.rss": IDLE_BYTES + MIB, "engine.kv_blocks": MIB, "engine.kv_kept": 5 * MIB}
+    made = suggested(only(run_of([step(9, "a", gauges=gauges)], {"prefix_sharing": "kept"})))[
+        "prefix_sharing"
+    ]
+    assert (made.saves_bytes, made.is_measured) == (5 * MIB, True)
+
+
+def holders(**changes: Any) -> Recording:
+    """a and b with 4 MiB of KV each, of a peak of 20 MiB over idle."""
+    flights = tuple(flight(name, kv_used_bytes=4 * MIB) for name in "ab")
+    gauges = {"host.rss": IDLE_BYTES + 9 * MIB, "engine.kv_blocks": 8 * MIB}
+    settings = {"kv_reserve": "whole", "preempt": "recompute", "offload": "never"}
+    made: dict[str, Any] = {"engines": (TORCH,), **changes}
+    return run_of([step(20, in_flight=flights, gauges=gauges)], settings, **made)
+
+
+def test_a_smaller_pool_makes_the_youngest_wait_on_disk() -> None:
+    made = suggested(only(holders()))["kv_reserve"]
+    # Half the KV is 4,194,304 bytes: 4,195 tokens, in whole blocks 4,208.
+    assert made.change == "max_kv_tokens: 4208, kv_reserve: prompt, preempt: swap, offload: disk"
+    assert made.saves_bytes == 8 * MIB - 4208 * KV_BYTES_PER_TOKEN
+    assert not made.is_measured
+
+
+def test_an_engine_that_has_nothing_to_move_computes_again() -> None:
+    made = suggested(only(holders(engines=(engine(engine="ballast"),))))["kv_reserve"]
+    assert made.change == "max_kv_tokens: 4208, kv_reserve: prompt"
+
+
+def test_a_pool_on_a_device_may_be_as_small_as_what_was_written() -> None:
+    on_gpu = engine(
+        engine="torch", device="cuda:0", kv_kind="reserved", loaded={"cuda.0.allocated": 61 * MIB}
+    )
+    gpu = {"cuda.0.reserved": 70 * MIB, "cuda.0.allocated": 66 * MIB}
+    worst = segment(
+        peak={"host.hwm": IDLE_BYTES, **gpu},
+        gauges={"host.rss": IDLE_BYTES, **gpu},
+        in_flight=(flight("a", kv_used_bytes=500_000, kv_reserved_bytes=900_000),),
+        prefill_tokens=10,
+    )
+    found = run_of([worst], {"kv_reserve": "whole", "offload": "never"}, engines=(on_gpu,))
+    made = suggested(only(found))["kv_reserve"]
+    assert made.change.startswith("max_kv_tokens: 500, kv_reserve: prompt")
+    assert "offload: host" in made.change
+    assert made.saves_bytes == (4000 - 500) * KV_BYTES_PER_TOKEN
+
+
+def test_a_budget_leaves_room_for_half_the_kv_or_the_longest_request() -> None:
+    made = suggested(only(holders()))["memory_budget"]
+    # 120 MiB, of which 8 are KV.
+    assert (made.change, made.saves_bytes) == ("memory_budget: 116MiB", 4 * MIB)
+    alone = suggested(only(run_of([step(20, "a")])))
+    assert "memory_budget" not in alone
+    long = request("z", class_name="long", input_tokens=8 * MIB // KV_BYTES_PER_TOKEN)
+    asked = (request("a"), request("b"), long)
+    outcomes = {one.request_id: completed(one) for one in asked}
+    assert "memory_budget" not in suggested(only(holders(requests=asked, outcomes=outcomes)))
+
+
 def slack_step(heap_free_mib: int) -> Segment:
     gauges = {"host.rss": IDLE_BYTES + 10 * MIB, "host.heap_free": heap_free_mib * MIB}
     return step(10, "a", gauges=gauges)
@@ -374,6 +495,8 @@ def test_suggestions_are_sorted_by_what_they_save() -> None:
     assert [(s.code, s.saves_bytes) for s in one.suggestions] == [
         ("max_batch_tokens", 4 * MIB),
         ("max_requests", 2 * MIB),
+        # A pool of one MiB of tokens in whole blocks, of the 3 MiB that both hold.
+        ("kv_reserve", 3 * MIB - 1056 * KV_BYTES_PER_TOKEN),
     ]
 
 

@@ -66,6 +66,43 @@ def test_a_heap_that_was_given_back_beside_it_now_and_then_does_not_matter() -> 
     assert found is not None and found.slope == 1.0
 
 
+@pytest.mark.parametrize("kept_ratio", [0.0, 0.5, 0.75])
+def test_blocks_that_are_kept_are_not_given_back(kept_ratio: float) -> None:
+    def kept(one: Segment) -> Segment:
+        if one.kind != "release":
+            return replace(one, gauges={**one.gauges, "engine.kv_kept": 0})
+        held = next(f.kv_used_bytes for f in one.in_flight)
+        kept_bytes = round(kept_ratio * held)
+        resident = one.gauges["host.rss"] + kept_bytes
+        return replace(
+            one, gauges={**one.gauges, "host.rss": resident, "engine.kv_kept": kept_bytes}
+        )
+
+    run = released(1.0)
+    found = slope_of(replace(run, segments=tuple(kept(one) for one in run.segments)))
+    assert found is not None and found.slope == pytest.approx(1.0, abs=1e-3)
+
+
+def test_blocks_of_who_made_way_are_given_back_with_those_of_who_ended() -> None:
+    def made_way(one: Segment) -> Segment:
+        if one.kind == "release":
+            return replace(one, gauges={**one.gauges, "host.rss": one.gauges["host.rss"] - MIB})
+        return replace(one, gauges={**one.gauges, "engine.kv_leaving": MIB})
+
+    run = released(1.0)
+    found = slope_of(replace(run, segments=tuple(made_way(one) for one in run.segments)))
+    assert found is not None and found.slope == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_release_before_the_next_step_takes_blocks_too_and_says_nothing() -> None:
+    def before_a_step(one: Segment) -> Segment:
+        flights = tuple(replace(f, tokens=0) for f in one.in_flight)
+        return replace(one, in_flight=flights) if one.kind == "release" else one
+
+    run = released(1.0)
+    assert slope_of(replace(run, segments=tuple(before_a_step(s) for s in run.segments))) is None
+
+
 @pytest.mark.parametrize(("times", "is_said"), [(9, False), (10, True)])
 def test_fewer_than_ten_releases_say_nothing(times: int, is_said: bool) -> None:
     assert (slope_of(released(1.0, times=times)) is not None) == is_said

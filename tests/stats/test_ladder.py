@@ -1,6 +1,7 @@
 """What a profile's rungs say: peak over idle of the engine start that ran the wave."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from builders import (
@@ -16,7 +17,7 @@ from builders import (
 )
 
 from memplan.records import EngineFacts, Recording, Request, Segment
-from memplan.stats.ladder import rungs_of, solo_costs_of
+from memplan.stats.ladder import rungs_of, solo_costs_of, variant_facts_of
 from memplan.units import MIB
 
 
@@ -105,6 +106,86 @@ def test_each_class_has_one_solo_cost() -> None:
     run = profile(requests, [peaked(f"s{n}", n + 1) for n in range(3)])
     costs = {cost.class_name: (cost.n, cost.median_bytes) for cost in solo_costs_of(run)}
     assert costs == {"chat": (2, 2 * MIB), "code": (1, 2 * MIB)}
+
+
+def decoding(names: list[str], times_s: list[float], **changes: Any) -> list[Segment]:
+    found, at_s = [], 0.0
+    for time_s in times_s:
+        found.append(
+            segment(
+                start_s=at_s,
+                end_s=at_s + time_s,
+                in_flight=tuple(flight(name, tokens=1) for name in names),
+                decode_tokens=len(names),
+                **changes,
+            )
+        )
+        at_s += time_s
+    return found
+
+
+def test_a_decode_step_is_timed_where_all_decode_and_nothing_else_runs() -> None:
+    names = ["x/1", "x/2"]
+    steps = [
+        *decoding(names, [0.5], prefill_tokens=9),
+        *decoding(names[:1], [0.7]),
+        *decoding(names, [0.03, 0.01, 0.02]),
+        segment("release", in_flight=(flight("x/1"), flight("x/2")), decode_tokens=2),
+    ]
+    (rung,) = rungs_of(profile([request(n, wave="batch-2") for n in names], steps))
+    assert rung.decode_step is not None
+    assert (rung.decode_step.n, rung.decode_step.median_s) == (3, pytest.approx(0.02))
+    assert (rung.decode_step.low_s, rung.decode_step.high_s) == (
+        pytest.approx(0.01), pytest.approx(0.03),
+    )  # fmt: skip
+    assert (rung.completed, rung.output_tokens_per_s) == (2, pytest.approx(4 / 0.2))
+
+
+def test_many_steps_bound_their_median_and_not_their_extremes() -> None:
+    steps = decoding(["a"], [0.01 * (1 + n) for n in range(20)])
+    (rung,) = rungs_of(profile([request("a", wave="batch-1")], steps))
+    assert rung.decode_step is not None
+    # Ranks 6 and 15 of 20 (any table of the sign test).
+    assert rung.decode_step.low_s == pytest.approx(0.06)
+    assert rung.decode_step.high_s == pytest.approx(0.15)
+
+
+def test_a_rung_that_lost_a_request_has_no_throughput() -> None:
+    names = ["x/1", "x/2"]
+    run = profile([request(n, wave="batch-2") for n in names], decoding(names, [0.1]))
+    rejected = replace(run.outcomes["x/2"], outcome="rejected")
+    (rung,) = rungs_of(replace(run, outcomes={**run.outcomes, "x/2": rejected}))
+    assert (rung.completed, rung.output_tokens_per_s) == (1, None)
+
+
+def test_solo_times_are_those_of_the_fresh_processes_that_completed() -> None:
+    requests = [request(f"s{n}", wave=f"solo:chat:{n}", class_name="chat") for n in range(3)]
+    run = profile(requests, [peaked(f"s{n}", 1) for n in range(3)])
+    late = replace(run.outcomes["s1"], first_token_s=0.4, end_s=0.9)
+    failed = replace(run.outcomes["s2"], outcome="failed")
+    (cost,) = solo_costs_of(replace(run, outcomes={**run.outcomes, "s1": late, "s2": failed}))
+    assert cost.ttft is not None and cost.tpot is not None
+    assert (cost.ttft.n, cost.ttft.low_s, cost.ttft.high_s) == (2, pytest.approx(0.1), 0.4)
+    assert cost.ttft.median_s == pytest.approx(0.25)
+    assert cost.tpot.median_s == pytest.approx((0.1 + 0.5) / 2)
+
+
+def test_idle_memory_of_all_engine_starts_says_how_far_processes_differ() -> None:
+    idles = [engine(engine_start=n, idle={"host.rss": IDLE_BYTES + n * MIB}) for n in range(3)]
+    run = profile([request("a", wave="batch-1")], [peaked("a", 1)], tuple(idles))
+    applied = {"settings": {"weights": "int8"}, "stack_step": 2}
+    facts = variant_facts_of(replace(run, header=header(kind="profile", deployment=applied)))
+    assert facts is not None
+    assert (facts.idle_n, facts.idle_bytes) == (3, IDLE_BYTES + MIB)
+    assert (facts.idle_low_bytes, facts.idle_high_bytes) == (IDLE_BYTES, IDLE_BYTES + 2 * MIB)
+    assert (facts.settings, facts.stack_step) == ({"weights": "int8"}, 2)
+    assert facts.kv_bytes_per_token == KV_BYTES_PER_TOKEN
+    assert variant_facts_of(replace(run, header=header(kind="replay"))) is None
+    bare = variant_facts_of(replace(run, engines=(), header=header(kind="profile")))
+    assert bare is not None
+    assert (bare.idle_bytes, bare.weights_bytes, bare.settings, bare.stack_step) == (
+        None, None, {}, None,
+    )  # fmt: skip
 
 
 def test_on_a_device_a_rung_is_the_devices_memory() -> None:

@@ -49,9 +49,34 @@ def shape(wave: Wave) -> tuple[str, int, int, int]:
     return (wave.name, len(wave.requests), *lengths)
 
 
-@given(st.integers(64, 20_000), st.integers(1, 100), st.integers(64, 60_000), st.integers(0, 3))
+def test_a_shorter_ladder_has_no_longer_prompt() -> None:
+    waves = ladder_requests(
+        BUILTIN_CLASSES,
+        context_tokens=8192,
+        max_requests=2,
+        max_kv_tokens=32768,
+        solo_repeats=1,
+        longest_tokens=200,
+    )
+    assert [shape(wave) for wave in waves] == [
+        ("prompt-128", 1, 128, 4),
+        ("one-long-prompt", 1, 200, 8),
+        ("batch-1", 1, 200, 16),
+        ("batch-2", 2, 200, 16),
+        ("solo:short:0", 1, 200, 64),
+        ("solo:medium:0", 1, 200, 64),
+        ("solo:long:0", 1, 200, 64),
+    ]
+
+
+@given(st.integers(64, 20_000), st.integers(1, 100), st.integers(64, 60_000), st.integers(0, 3),
+       st.none() | st.integers(16, 30_000))  # fmt: skip
 def test_every_wave_fits_its_bounds(
-    context_tokens: int, max_requests: int, max_kv_tokens: int, solo_repeats: int
+    context_tokens: int,
+    max_requests: int,
+    max_kv_tokens: int,
+    solo_repeats: int,
+    longest_tokens: int | None,
 ) -> None:
     classes = (
         *BUILTIN_CLASSES,
@@ -63,12 +88,13 @@ def test_every_wave_fits_its_bounds(
         max_requests=max_requests,
         max_kv_tokens=max_kv_tokens,
         solo_repeats=solo_repeats,
+        longest_tokens=longest_tokens,
     )
     for wave in waves:
         assert 1 <= len(wave.requests) <= max_requests
         assert sum(r.input_tokens + r.output_tokens for r in wave.requests) <= max_kv_tokens
         for request in wave.requests:
-            assert request.input_tokens >= 1
+            assert 1 <= request.input_tokens <= (longest_tokens or request.input_tokens)
             assert request.output_tokens >= 1
             assert request.input_tokens + request.output_tokens <= context_tokens
             assert (request.wave, request.arrival_s) == (wave.name, 0.0)

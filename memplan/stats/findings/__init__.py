@@ -7,10 +7,17 @@ the module of its subject and in the tuple at that module's end.
 from __future__ import annotations
 
 from memplan.records import Finding, Recording
-from memplan.stats.findings import clocks, figures, lost, pressure, sources, traffic
+from memplan.stats.findings import clocks, figures, lost, pressure, quality, sources, traffic
 from memplan.stats.summary import Attribution, ClassSummary, KvSlope
 
-_RULES = (*sources.RULES, *lost.RULES, *clocks.RULES, *pressure.RULES, *traffic.RULES)
+_RULES = (
+    *sources.RULES,
+    *lost.RULES,
+    *clocks.RULES,
+    *pressure.RULES,
+    *traffic.RULES,
+    *quality.RULES,
+)
 
 
 def findings_of(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
 from memplan.records import Finding, Recording
+from memplan.stats.degradations import degraded_of
 from memplan.stats.truths import charged_peak_bytes, no_group, samples_of
 
 _STALLED_RATIO = 0.01
@@ -58,6 +59,30 @@ def _memory_pressure(recording: Recording) -> Iterator[Finding]:
                 "less than the need.",
                 hint="Raise the memory limit, or free memory on the machine.",
             )
+
+
+def _engine_degraded(recording: Recording) -> Iterator[Finding]:
+    serving = [s for s in recording.segments if s.kind in _SERVING]
+    found = degraded_of(recording, serving)
+    if found is None or not any(step.times for step in found.steps):
+        return
+    steps = ", ".join(
+        f"{step.name} {step.times:,} × ({step.lasted_s:.1f} s)"
+        for step in found.steps
+        if step.times
+    )
+    threshold = "" if found.at_bytes is None else f" of {found.at_bytes:,} bytes"
+    seen = "" if found.most_bytes is None else f"; the most it saw were {found.most_bytes:,}"
+    yield Finding(
+        code="engine_degraded",
+        text=f"For {found.lasted_s:.1f} of {found.served_s:.1f} s the engine gave something up because "
+        f"its working set had passed the threshold{threshold}{seen}. Steps taken: {steps}. "
+        f"Because of it {found.rejected:,} requests were rejected and {found.waited:,} waited, of which "
+        f"{found.preempted:,} had run already; {found.shortened:,} were shortened meanwhile. Memory "
+        "is what was left to the engine, not what the traffic needs.",
+        hint="Raise the memory limit until this finding goes, or set memory_budget, which keeps "
+        "requests waiting before memory is short.",
+    )
 
 
 def _cgroup_peak_differs(recording: Recording) -> Iterator[Finding]:
@@ -182,6 +207,7 @@ RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (
     _swapped,
     _refaults,
     _memory_pressure,
+    _engine_degraded,
     _cgroup_peak_differs,
     _no_charged_witness,
     _witnesses_disagree,

@@ -76,6 +76,18 @@ def _not_run(recording: Recording) -> Iterator[Finding]:
         )
 
 
+def _shortened(recording: Recording) -> Iterator[Finding]:
+    short = sum(o.is_shortened for o in recording.outcomes.values())
+    if short:
+        yield Finding(
+            code="requests_shortened",
+            text=f"{short:,} of {len(recording.requests):,} requests came when the engine's queue was "
+            "full and were answered with fewer tokens than they asked for: their memory and latency "
+            "are those of shorter requests.",
+            hint="Raise queue_limit or --dilation; overload: reject shows them as rejected.",
+        )
+
+
 def _lengths_differ(recording: Recording) -> Iterator[Finding]:
     asked = {r.request_id: (r.input_tokens, r.output_tokens) for r in recording.requests}
     wrong = [
@@ -83,6 +95,7 @@ def _lengths_differ(recording: Recording) -> Iterator[Finding]:
         for o in recording.outcomes.values()
         if o.outcome == "completed"
         and o.request_id in asked  # not so where the schedule's own tail was cut off
+        and not o.is_shortened
         and asked[o.request_id] != (o.input_tokens_run, o.output_tokens_run)
     ]
     if wrong:
@@ -100,5 +113,6 @@ RULES: tuple[Callable[[Recording], Iterator[Finding]], ...] = (
     _saturated,
     _no_reference,
     _not_run,
+    _shortened,
     _lengths_differ,
 )
