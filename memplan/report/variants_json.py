@@ -70,6 +70,7 @@ def _variant(one: VariantFigures, candidate: Candidate | None) -> Json:
         "is_quality_own": one.is_quality_own,
         "saved_bytes": candidate.saved_bytes if candidate else None,
         "slower_ratio": candidate.slower_ratio if candidate else None,
+        "slower_in": candidate.slower_in if candidate else None,
         "cost": candidate.cost if candidate else None,
         "verdict": candidate.verdict if candidate else None,
     }

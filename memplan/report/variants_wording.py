@@ -61,7 +61,8 @@ def _reason(one: Candidate) -> str:
         case "saves_nothing":
             return f"{name} {VERDICTS['saves_nothing']}"
         case "too_slow":
-            return f"{name} {saved} and is {percent_text(one.slower_ratio or 0.0)} slower"
+            slower = percent_text(one.slower_ratio or 0.0)
+            return f"{name} {saved} and is {slower} slower ({one.slower_in})"
         case "quality_lost":
             return f"{name} {saved}, with {quality_text(one.figures)}"
         case "quality_unknown":

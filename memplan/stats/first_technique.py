@@ -43,6 +43,8 @@ class Candidate:
     """Of the peak; negative where it grew."""
     slower_ratio: float | None
     """The largest of the three; negative where all are faster."""
+    slower_in: str | None
+    """Which of them that is."""
     cost: float | None
     """Shares of the tolerances that it takes, latency and perplexity added; None where unknown."""
     verdict: Verdict
@@ -100,11 +102,12 @@ def _saved_per_cost(one: Candidate) -> float:
 
 def _candidate(one: VariantFigures, base: VariantFigures, limits: Tolerances) -> Candidate:
     assert one.peak is not None and base.peak is not None
-    slower = _slower_ratio(one, base)
+    slower_in, slower = _slower_ratio(one, base) or (None, None)
     return Candidate(
         figures=one,
         saved_bytes=base.peak.value - one.peak.value,
         slower_ratio=slower,
+        slower_in=slower_in,
         cost=_cost(one, slower, limits),
         verdict=_verdict(one, base, slower, limits),
     )
@@ -133,15 +136,17 @@ def _verdict(
     return "within" if is_kept else "quality_lost"
 
 
-def _slower_ratio(one: VariantFigures, base: VariantFigures) -> float | None:
+def _slower_ratio(one: VariantFigures, base: VariantFigures) -> tuple[str, float] | None:
     """None unless step, prompt and batch were timed, of both."""
-    ratios = [
-        _ratio(one.decode, base.decode),
-        _ratio(one.prompt, base.prompt),
-        _ratio(one.batch, base.batch),
-    ]
-    known = [ratio - 1 for ratio in ratios if ratio is not None]
-    return max(known) if len(known) == len(ratios) else None
+    ratios = {
+        "decode step": _ratio(one.decode, base.decode),
+        "first token alone": _ratio(one.prompt, base.prompt),
+        "whole batch": _ratio(one.batch, base.batch),
+    }
+    known = {name: ratio - 1 for name, ratio in ratios.items() if ratio is not None}
+    if len(known) < len(ratios):
+        return None
+    return max(known.items(), key=lambda item: item[1])
 
 
 def _ratio(mine: Spread | None, its: Spread | None) -> float | None:

@@ -113,7 +113,10 @@ def test_the_answer_names_what_it_would_cost(
     first = profiled()["comparison"]["first"]
     assert first["variant"] is None
     assert first["text"].startswith("Nothing to turn on first is shown")
-    assert "stack-1-small-steps takes 8.48 MiB off the peak and is 40 % slower" in first["text"]
+    assert (
+        "stack-1-small-steps takes 8.48 MiB off the peak and is 40 % slower (whole batch)"
+        in first["text"]
+    )
     assert run(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Nothing to turn on first is shown" in page

@@ -37,13 +37,21 @@ def to_the_end(done: int, total: int) -> bool:
 
 
 Measured = Callable[..., Quality]
+LEAST_TOKENS = 500
+
+
+def beginning_of(text: ScoredText) -> ScoredText:
+    """Enough to tell forms apart; the whole of it takes a slow machine minutes."""
+    (passage,) = text.passages
+    assert isinstance(passage, str)
+    return replace(text, passages=(passage[:3500],))
 
 
 @pytest.fixture(scope="module")
 def measured() -> Iterator[Measured]:
     """Quality of the settings that are given as keywords; the reference is scored once."""
     smollm2 = load_deployment(builtin_path("smollm2.yaml"))
-    text = read_scored_text(builtin_path("quality_text.txt"))
+    text = beginning_of(read_scored_text(builtin_path("quality_text.txt")))
     with quality_meter(text) as meter:
         assert meter is not None
 
@@ -57,7 +65,7 @@ def measured() -> Iterator[Measured]:
 
 def test_the_reference_against_itself_differs_in_nothing(measured: Measured) -> None:
     found = measured(weights="fp32")
-    assert found.tokens >= 1000
+    assert found.tokens >= LEAST_TOKENS
     assert found.top1_same == found.tokens
     assert set(found.kl_by_position) == {0.0}
     assert found.perplexity == found.reference_perplexity

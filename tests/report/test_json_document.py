@@ -119,8 +119,8 @@ def test_the_comparison_of_variants_has_exactly_these_keys() -> None:
         "weights_bytes", "kv_bytes_per_token", "requests_at_once", "longest_tokens",
         "decode_step_s", "decode_requests", "first_token_s", "first_token_tokens", "batch_s",
         "output_tokens_per_s", "has_own_numbers", "perplexity_ratio", "top1_ratio",
-        "quality_tokens", "is_quality_own", "saved_bytes", "slower_ratio", "cost", "verdict",
-        "is_beaten",
+        "quality_tokens", "is_quality_own", "saved_bytes", "slower_ratio", "slower_in", "cost",
+        "verdict", "is_beaten",
     }  # fmt: skip
     assert set(compared["variants"][1]["peak_bytes"]) == {"value", "low", "high", "n"}
     assert compared["variants"][1]["verdict"] == "quality_unknown"
