@@ -21,8 +21,8 @@ def warm_up(runner: Runner, settings: Mapping[str, Any], *, context_tokens: int)
         # Where the context has no room for three tokens it is refused, and nothing is warmed up.
         prompt = _prompt(max(1, min(_WARMUP_TOKENS, context_tokens - 2)), runner.vocab_tokens)
         scheduler.submit(Sequence(request_id=name, prompt=prompt, output_tokens=2))
-    scheduler.admit()
     while scheduler.has_work:
+        scheduler.admit()  # an engine of one request at once runs them one after the other
         rows = scheduler.next_rows()
         scheduler.commit(rows, runner.run(rows))
         runner.release(scheduler.retire()[1])

@@ -138,14 +138,17 @@ def test_a_head_and_an_embedding_of_one_form_share_their_bytes(
 
 
 def test_the_last_pattern_that_matches_a_module_decides(smollm2: Deployment) -> None:
+    from torch import nn
+
     settings = {
         "weights": "int8",
         "weights_by_module": {"*.mlp.*": "int4", "*.0.mlp.*": "int8", "*.down_proj": "bf16"},
     }
     folder = folder_of(smollm2, settings)
     layers = runner(folder, **settings)._model.model.layers
-    kinds = [type(getattr(layers[0].mlp, f"{name}_proj")).__name__ for name in ("up", "down")]
-    assert kinds == ["Int8Linear", "Linear"]
+    up, down = (getattr(layers[0].mlp, f"{name}_proj") for name in ("up", "down"))
+    assert type(up).__name__ == "Int8Linear"
+    assert isinstance(down, nn.Linear)  # or what widens its products on this processor
     assert type(layers[1].mlp.up_proj).__name__ == "Int4Linear"
     assert type(layers[1].self_attn.q_proj).__name__ == "Int8Linear"
 
@@ -267,9 +270,11 @@ def test_layers_that_do_not_stay_are_not_resident(starts: Any, form: str) -> Non
     away = int(streamed.facts.settings["streamed_bytes_a_step"])
     linear = plain.facts.weights_bytes - 49_152 * 576 * 2
     assert away == pytest.approx(linear * 26 / 30, rel=0.01)
-    saved = plain.facts.idle["host.rss"] - streamed.facts.idle["host.rss"]
+    held = [one.facts.idle["engine.weight_files_resident"] for one in (plain, streamed)]
     # int4 layers are four runs of bytes each, and the pages at their ends stay.
-    assert saved == pytest.approx(away, rel=0.03)
+    assert held[0] - held[1] == pytest.approx(away, rel=0.03)
+    saved = plain.facts.idle["host.rss"] - streamed.facts.idle["host.rss"]
+    assert saved > 0.9 * away  # two processes' heaps differ by some MB
     assert plain.answer.output_digest == streamed.answer.output_digest
 
 
