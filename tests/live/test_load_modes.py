@@ -80,8 +80,9 @@ def test_read_weights_are_private_and_map_no_file(modes: tuple[Started, Started]
     assert read.weights_mapped_bytes == 0
     assert mapped.weights_mapped_bytes == pytest.approx(mapped.weights_bytes, rel=0.001)
     assert read.idle["engine.weight_files_resident"] == 0
-    grown = read.idle["host.anon"] - mapped.idle["host.anon"]
-    assert grown == pytest.approx(read.weights_bytes, rel=0.03)
+    # Small weights may lie in what loading left free in the heap.
+    in_use = [one.idle["host.anon"] - one.idle["host.heap_free"] for one in (read, mapped)]
+    assert in_use[0] - in_use[1] == pytest.approx(read.weights_bytes, rel=0.01)
     assert read.idle["host.rss"] == pytest.approx(mapped.idle["host.rss"], rel=0.03)
 
 
