@@ -1,4 +1,4 @@
-"""What density hands to fleet and cost: how many replicas of a variant a node holds, and what one serves.
+"""What density hands to fleet and cost: replicas of a variant on a node, and what each one serves.
 
 Rates are of one replica under the traffic that was measured or simulated; unknown is None.
 """
