@@ -112,3 +112,43 @@ def test_an_int8_embedding_gathers_rows(factor: float | None) -> None:
     wanted = floats_of(module)[ids] * (factor or 1.0)
     assert torch.equal(module(ids), wanted)
     assert relative(module(ids), plain(ids) * (factor or 1.0)) < 0.02
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("inputs", [288, 296])
+def test_int8_weights_multiply_wherever_they_lie_in_memory(rows: int, inputs: int) -> None:
+    """A file's tensors may begin at any 8 bytes, where aten's kernel kills the process."""
+    import torch
+
+    plain = linear(64, inputs, torch.bfloat16)
+    module = quantized(plain, "int8")
+    room = torch.empty(module.qdata.numel() + 64, dtype=torch.int8)
+    begin = (8 - room.data_ptr()) % 16
+    moved = room[begin : begin + module.qdata.numel()].view_as(module.qdata)
+    assert moved.data_ptr() % 16 == 8
+    module.qdata = torch.nn.Parameter(moved.copy_(module.qdata), requires_grad=False)
+    x = torch.randn(rows, inputs).to(torch.bfloat16)
+    wanted = x.float() @ floats_of(module).t() + plain.bias.float()
+    assert relative(module(x), wanted) < 0.006
+
+
+@pytest.mark.parametrize("name", ["a", "a-longer-name", "x" * 17])
+def test_a_file_of_weights_is_moved_to_a_cache_line(tmp_path: Any, name: str) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from memplan.engines.torch.quantized_folder import DATA_ALIGNMENT, align_data
+
+    path = tmp_path / "weights.safetensors"
+    tensors = {name: torch.arange(7, dtype=torch.int8), f"{name}.b": torch.rand(3, 5)}
+    save_file(tensors, path)
+    align_data(path)
+    header_bytes = int.from_bytes(path.read_bytes()[:8], "little")
+    assert (8 + header_bytes) % DATA_ALIGNMENT == 0
+    found = load_file(path)
+    assert {key: value.tolist() for key, value in found.items()} == {
+        key: value.tolist() for key, value in tensors.items()
+    }
+    before = path.read_bytes()
+    align_data(path)
+    assert path.read_bytes() == before

@@ -29,7 +29,7 @@ from memplan.specs import Deployment
 _EDGE_BYTES = 4 << 20
 _CAPABILITY = "ATEN_CPU_CAPABILITY"
 """Environment variable by which torch is held to fewer vector units than there are."""
-_LAYOUT = 1
+_LAYOUT = 2
 """Of a folder of quantized weights; another number makes all of them anew."""
 
 

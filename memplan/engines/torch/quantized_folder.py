@@ -24,6 +24,9 @@ from memplan.pages import PAGE_BYTES, file_areas, give_back
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MANIFEST = "memplan-weights.json"
+DATA_ALIGNMENT = 64
+"""A cache line, and the widest vector of any kernel here."""
+_COPY_BYTES = 1 << 20
 _COPIED = (".json", ".jinja", ".model", ".txt")
 _SHARD_BYTES = 512 << 20
 """Quantized bytes that are kept before they are written."""
@@ -134,8 +137,26 @@ class _Shards:
         from safetensors.torch import save_file
 
         if self._tensors:
-            save_file(self._tensors, self._folder / f"weights-{self._count:05}.safetensors")
+            path = self._folder / f"weights-{self._count:05}.safetensors"
+            save_file(self._tensors, path)
+            align_data(path)
         self._tensors, self._count = {}, self._count + 1
+
+
+def align_data(path: Path) -> None:
+    """Moves a safetensors file's data to the next multiple of ``DATA_ALIGNMENT``, by spaces behind its
+    header, which the format allows. Its own writer aligns to 8 bytes, and aten's int8 kernel dies of
+    weights that lie at no multiple of 16 in memory."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        missing = -(8 + len(header)) % DATA_ALIGNMENT
+        if not missing:
+            return
+        moved = path.with_suffix(".moved")
+        with moved.open("wb") as target:
+            target.write((len(header) + missing).to_bytes(8, "little") + header + b" " * missing)
+            shutil.copyfileobj(file, target, _COPY_BYTES)
+    moved.replace(path)
 
 
 def _kinds(model: Any) -> dict[str, Kind]:

@@ -19,6 +19,9 @@ _INT4_OUTPUTS = 16
 _PACKED_ROWS = 16
 """aten's int8 kernel beats converting tiles up to here, in bf16 (0.17 ms against 0.20 for 1536 × 576,
 5.4 against 1.9 at 512 rows); for fp32 and fp16 it has no vector code: 20 to 40 times slower."""
+_PACKED_VALUES = 16
+"""aten's int8 kernel loads so many numbers at once, from addresses that are a multiple of their size: at
+any other the process dies (general protection fault, torch 2.13 on Zen 4)."""
 _INT_MM_CUDA_ROWS = 32
 """cuBLAS wants more than 16."""
 
@@ -41,7 +44,9 @@ class Int8Linear(nn.Module):
     def _product(self, rows: torch.Tensor) -> torch.Tensor:
         is_few = rows.dtype == torch.bfloat16 and rows.shape[0] <= _PACKED_ROWS
         if is_few and rows.device.type == "cpu":
-            return torch._weight_int8pack_mm(rows.contiguous(), self.qdata, self.scale)
+            rows = rows.contiguous()
+            if _is_aligned(rows) and _is_aligned(self.qdata):
+                return torch._weight_int8pack_mm(rows, self.qdata, self.scale)
         compute = torch.float32 if is_slow_in(rows.dtype, rows.device) else rows.dtype
         out = tiled_product(rows, self.qdata, compute=compute)
         return out.mul_(self.scale).to(rows.dtype)
@@ -157,6 +162,12 @@ def _int4_parts(weight: torch.Tensor, device: str) -> dict[str, torch.Tensor]:
         tiles = next(k for k in (8, 4, 2) if inputs % (16 * k) == 0)
         qdata = torch._convert_weight_to_int4pack(pairs.to(device), tiles).cpu()
     return {"qdata": qdata, "scale_and_zero": packed.contiguous()}
+
+
+def _is_aligned(matrix: torch.Tensor) -> bool:
+    """Every row of it begins where aten's int8 kernel may load from."""
+    step_bytes = _PACKED_VALUES * matrix.element_size()
+    return matrix.data_ptr() % step_bytes == 0 and matrix.shape[1] % _PACKED_VALUES == 0
 
 
 def _held(tensor: torch.Tensor) -> nn.Parameter:
