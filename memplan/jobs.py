@@ -8,6 +8,7 @@ from pathlib import Path
 
 from memplan.engines import context_tokens_of
 from memplan.errors import InputError
+from memplan.gateway.routing import route_of
 from memplan.records import Request, WorkloadFacts
 from memplan.specs import Deployment, Settings
 from memplan.units import parse_bytes, parse_seconds
@@ -37,7 +38,8 @@ def variant_of(deployment: Deployment, name: str) -> Deployment:
 def chosen_variants(deployment: Deployment, names: Sequence[str]) -> tuple[Deployment, ...]:
     """Those of the names, each once; all without names. Raises InputError for an unknown one."""
     if not names:
-        return deployment.variants_resolved()
+        every = deployment.variants_resolved()
+        return every[1:] if deployment.pools else every  # one engine after the other
     return tuple(variant_of(deployment, name) for name in dict.fromkeys(names))
 
 
@@ -53,6 +55,11 @@ def limited(deployment: Deployment, memory_limit: str | None) -> Deployment:
         raise InputError(
             "--memory-limit: engine scripted allocates no memory",
             hint="leave the limit out, or use the engines torch or ballast",
+        )
+    if deployment.pools:
+        raise InputError(
+            "--memory-limit: model.yaml has pools, and a limit belongs to one engine",
+            hint="write settings: {memory_limit: …} in each pool, or replay one: --variant POOL",
         )
     settings = deployment.settings.model_copy(update={"memory_limit_bytes": limit_bytes})
     return replace(deployment, settings=settings)
@@ -91,9 +98,11 @@ def trace_waves(
         dilation=dilation,
         limit=limit,
     )
-    context_tokens = context_tokens_of(deployment)
     if oversize == "refuse":
-        _refuse_oversize(requests, context_tokens, deployment.settings, path)
+        if deployment.pools:
+            _refuse_without_pool(requests, deployment, path)
+        else:
+            _refuse_oversize(requests, context_tokens_of(deployment), deployment.settings, path)
     workload = WorkloadFacts(
         source=path.name,
         format=trace.format,
@@ -128,11 +137,34 @@ def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
     return tuple(waves)
 
 
+def _most_tokens(context_tokens: int, settings: Settings) -> int:
+    pool_tokens = settings.max_kv_tokens // settings.block_tokens * settings.block_tokens
+    return min(context_tokens, pool_tokens + 1)  # the last token's KV is never written
+
+
+def _refuse_without_pool(requests: Sequence[Request], deployment: Deployment, path: Path) -> None:
+    """Requests whose route leads to no pool that could take them."""
+    own = {spec.name: deployment.pool(spec) for spec in deployment.pools}
+    most = {name: _most_tokens(context_tokens_of(one), one.settings) for name, one in own.items()}
+    over = []
+    for request in requests:
+        route = route_of(deployment.routes, request)
+        longest = max((most[name] for name in route.to), default=0) if route else None
+        if longest is not None and request.input_tokens + request.output_tokens > longest:
+            over.append(request.request_id)
+    if over:
+        raise InputError(
+            f"{path}: {len(over)} of {len(requests)} requests are longer than any pool of their "
+            f"route can take (first: {over[0]})",
+            hint="--length-scale 0.5 halves all lengths; --oversize reject sends them and records "
+            "the rejections",
+        )
+
+
 def _refuse_oversize(
     requests: Sequence[Request], context_tokens: int, settings: Settings, path: Path
 ) -> None:
-    pool_tokens = settings.max_kv_tokens // settings.block_tokens * settings.block_tokens
-    most = min(context_tokens, pool_tokens + 1)  # the last token's KV is never written
+    most = _most_tokens(context_tokens, settings)
     longest = max(r.input_tokens + r.output_tokens for r in requests)
     over = [r for r in requests if r.input_tokens + r.output_tokens > most]
     if not over:

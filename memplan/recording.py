@@ -59,14 +59,14 @@ class RunWriter:
 
     def __init__(self, folder: Path, header: RunHeader, *, force: bool = False) -> None:
         self.folder = folder
-        with _told(folder):
+        with told(folder):
             _make_folder(folder, force=force)
             # Whole or not there: half a header would make a whole profile unreadable.
             (folder / _HEADER_COMING).write_text(_json(header) + "\n")
             (folder / _HEADER_COMING).replace(folder / HEADER)
-            self._requests = _open_append(folder / REQUESTS)
-            self._segments = _open_append(folder / SEGMENTS)
-            self._events = _open_append(folder / EVENTS)
+            self._requests = open_append(folder / REQUESTS)
+            self._segments = open_append(folder / SEGMENTS)
+            self._events = open_append(folder / EVENTS)
         from memplan.timeline import TimelineWriter  # noqa: PLC0415 - now, not inside a measured second
 
         self._timeline = TimelineWriter(folder / TIMELINE)
@@ -75,9 +75,14 @@ class RunWriter:
 
     def schedule(self, requests: Iterable[Request]) -> None:
         """What is about to be sent: written whole, before anything is."""
-        with _told(self.folder):
+        with told(self.folder):
             lines = "".join(_json(request) + "\n" for request in requests)
             (self.folder / SCHEDULE).write_text(lines)
+
+    def scheduled(self, request: Request) -> None:
+        """One more that is about to be sent, behind those of ``schedule``: a gateway decides late."""
+        with told(self.folder), (self.folder / SCHEDULE).open("a") as file:
+            file.write(_json(request) + "\n")
 
     def request(self, record: RequestRecord) -> None:
         self._line(self._requests, _json(record))
@@ -111,14 +116,14 @@ class RunWriter:
         if not self._samples:
             return
         samples, self._samples = self._samples, []
-        with _told(self.folder):
+        with told(self.folder):
             self._timeline.write(samples)
 
     def close(self) -> None:
         """Closes the files; the folder stays readable whatever happened before."""
         try:
             self.flush_samples()
-            with _told(self.folder):
+            with told(self.folder):
                 self._timeline.close()
         finally:
             for fd in (self._requests, self._segments, self._events):
@@ -130,10 +135,8 @@ class RunWriter:
         self._line(self._events, _json(value, type=kind))
 
     def _line(self, fd: int, text: str) -> None:
-        data = text.encode() + b"\n"
-        with _told(self.folder):
-            while data:
-                data = data[os.write(fd, data) :]
+        with told(self.folder):
+            write_all(fd, text + "\n")
 
 
 def read_run(folder: Path) -> Recording:
@@ -196,11 +199,17 @@ def _make_folder(folder: Path, *, force: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _open_append(path: Path) -> int:
+def open_append(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
 
-class _told:  # noqa: N801 - reads as a word at the `with`
+def write_all(fd: int, text: str) -> None:
+    data = text.encode()
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+class told:  # noqa: N801 - reads as a word at the `with`
     """Turns what a disk says into a sentence."""
 
     def __init__(self, folder: Path) -> None:
@@ -222,6 +231,10 @@ class _told:  # noqa: N801 - reads as a word at the `with`
         else:
             what, hint = str(error), "choose another folder with --out"
         raise RecordingError(f"{self._folder}: cannot write the run: {what}", hint=hint) from error
+
+
+def json_line(record: object) -> str:
+    return _json(record) + "\n"
 
 
 def _json(value: object, **extra: str) -> str:
@@ -262,7 +275,7 @@ def _read_header(folder: Path) -> RunHeader:
             f"{path}: schema is {got!r}, this memplan reads {SCHEMA!r}",
             hint="read it with the memplan version that its header names",
         )
-    return _build(RunHeader, raw)
+    return build(RunHeader, raw)
 
 
 def _read_witness(path: Path, findings: list[Finding]) -> Witness | None:
@@ -278,11 +291,11 @@ def _read_witness(path: Path, findings: list[Finding]) -> Witness | None:
 
 
 def _read_lines(path: Path, cls: type[T], findings: list[Finding]) -> Iterator[T]:
-    for raw in _json_lines(path, findings):
-        yield _build(cls, raw)
+    for raw in json_lines(path, findings):
+        yield build(cls, raw)
 
 
-def _json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
     """Whole lines; a last line that was being written when the run died is dropped and said."""
     try:
         opened = path.open("rb")
@@ -331,24 +344,24 @@ class _Events:
 
 def _read_events(path: Path, findings: list[Finding]) -> _Events:
     read = _Events()
-    for raw in _json_lines(path, findings):
+    for raw in json_lines(path, findings):
         match raw.pop("type", None):
             case "engine":
-                read.engines.append(_build(EngineFacts, raw))
+                read.engines.append(build(EngineFacts, raw))
             case "planted":
-                read.planted.append(_build(PlantedSpike, raw))
+                read.planted.append(build(PlantedSpike, raw))
             case "finding":
-                read.findings.append(_build(Finding, raw))
+                read.findings.append(build(Finding, raw))
             case "quality":
-                read.quality = _build(Quality, raw)
+                read.quality = build(Quality, raw)
             case "end":
-                read.end = _build(RunEnd, raw)
+                read.end = build(RunEnd, raw)
             case _:  # a newer memplan's event: what it means is not known here
                 continue
     return read
 
 
-def _build(cls: type[T], raw: Mapping[str, Any]) -> T:
+def build(cls: type[T], raw: Mapping[str, Any]) -> T:
     """A record from its JSON. Unknown fields are a newer memplan's and are passed over."""
     hints = _hints(cls)  # type: ignore[arg-type]
     try:
@@ -377,5 +390,5 @@ def _value(hint: Any, raw: Any) -> Any:
         inner = next(a for a in typing.get_args(hint) if a is not type(None))
         return _value(inner, raw)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, raw)
+        return build(hint, raw)
     return raw

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SCHEMA = "memplan.recording/1"
+GATEWAY_SCHEMA = "memplan.gateway/1"
 CUDA_SNAPSHOT = "cuda_snapshot.pickle"
 """The one file of a run folder that the engine writes, beside its log: what lived on the device at its
 peak, if it was asked to."""
@@ -93,6 +94,63 @@ class RequestRecord:
     """In front of its steps, while its adapter was loaded: others in the same step waited as long."""
     tokenizer_load_s: float = 0.0
     """It was the first request, and the tokenizer was loaded for it."""
+
+
+PathOutcome = Literal["completed", "cached", "failed", "rejected", "unfinished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One pool that a request was handed to."""
+
+    pool: str
+    sent_s: float
+    end_s: float | None
+    outcome: Outcome
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathRecord:
+    """What the user of one request saw of the gateway, and which way the request went.
+
+    Times count from the start of the run; the engines' own records hold the rest.
+    """
+
+    request_id: str
+    class_name: str
+    route: str | None
+    """None: no route matched."""
+    outcome: PathOutcome
+    """cached: answered with what an equal prompt was answered before."""
+    reason: str | None = None
+    """For failed and rejected: that of the last attempt, or ``no_route``, ``no_room``."""
+    intended_s: float
+    """When it arrived at the gateway."""
+    attempts: tuple[Attempt, ...] = ()
+    """In their order; the last one answered, where one did."""
+    first_token_s: float | None = None
+    end_s: float | None = None
+    waited_s: float = 0.0
+    """At the gateway, for room in a pool; time in which it was put off does not count."""
+    deferred_s: float = 0.0
+    """For how long it was put off."""
+    is_under_pressure: bool = False
+    """The node was short of memory when its way was last decided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayHeader:
+    """What is in front of the engines of a run, and what was sent to it."""
+
+    schema: str
+    started_at: str
+    deployment_name: str
+    pools: tuple[str, ...]
+    """Each a run folder of its own beside this file, once something was started for it."""
+    gateway: Mapping[str, object]
+    """Pools, routes and pressure as model.yaml has them, every default filled in."""
+    workload: WorkloadFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +399,19 @@ class RunEnd:
     samples: int
     wall_s: float | None = None
     """The same duration by the wall clock: it differs where that was set, or the machine slept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayRecording:
+    """A gateway's folder, read; its pools are run folders in it."""
+
+    path: str
+    header: GatewayHeader
+    requests: tuple[Request, ...]
+    paths: tuple[PathRecord, ...]
+    """One for every scheduled request, in the order of the schedule."""
+    is_whole: bool
+    """False: the run was cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,7 @@ def replay(
     when it has none in flight it is stopped, and a fresh one goes on with the queue.
     """
     writer.schedule([request for wave in waves for request in wave.requests])
-    run = _Run(
+    run = EngineRun(
         open_engine,
         probes,
         writer,
@@ -104,7 +104,9 @@ def replay(
     return run.end()
 
 
-class _Run:
+class EngineRun:
+    """One engine after another under its requests, and the writer that keeps what they say."""
+
     def __init__(
         self,
         open_engine: Callable[[int], Engine],
@@ -117,7 +119,10 @@ class _Run:
         watcher: Watcher,
         restarts: int,
         wear: Wear,
+        heard: Callable[[RequestRecord], None] = lambda _: None,
     ) -> None:
+        """``heard`` is told what became of each request that an engine was given."""
+        self._heard = heard
         self._open_engine = open_engine
         self._probes = probes
         self._writer = writer
@@ -127,11 +132,11 @@ class _Run:
         self._stop = stop
         self._watcher = watcher
         self._engine: Engine | None = None
-        self._facts: EngineFacts | None = None
+        self.facts: EngineFacts | None = None
         self._engine_starts = 0
-        self._outstanding: dict[str, tuple[Request, RequestRecord]] = {}
+        self.outstanding: dict[str, tuple[Request, RequestRecord]] = {}
         self._next_sample_s = 0.0
-        self._is_dead = False
+        self.is_dead = False
         """The engine is, and was not started again."""
         self._restarts_left = restarts
         self._wear = wear
@@ -141,53 +146,53 @@ class _Run:
 
     @property
     def is_over(self) -> bool:
-        return self._stop.is_set or (self._is_dead and not self._restarts_left)
+        return self._stop.is_set or (self.is_dead and not self._restarts_left)
 
     def wave(self, wave: Wave) -> None:
-        if self._is_dead:
+        if self.is_dead:
             self._restart_engine(wave, intended_s=())
         elif self._engine is None or wave.fresh:
-            self._start_engine(wave)
+            self.start_engine(wave)
         self._watcher.wave_started(wave)
         began_s = self._now_s()
         pending = deque(wave.requests)
         prompt = self._prompt(pending)
-        while (pending or self._outstanding) and not self.is_over:
-            if self._is_dead:
+        while (pending or self.outstanding) and not self.is_over:
+            if self.is_dead:
                 self._restart_engine(wave, [began_s + one.arrival_s for one in pending])
                 continue
-            if self._wear.reached and not self._outstanding:
+            if self._wear.reached and not self.outstanding:
                 self._recycle_engine(wave)
                 continue
-            engine = self._opened()
+            engine = self.opened()
             now_s = self._now_s()
             sendable = deque[Request]() if self._wear.reached else pending
             while sendable and began_s + sendable[0].arrival_s <= now_s:
                 request = sendable.popleft()
-                self._send(engine, request, prompt, began_s + request.arrival_s)
+                self.send(engine, request, prompt, began_s + request.arrival_s)
                 prompt = self._prompt(pending)
                 now_s = self._now_s()
-            self._sample_if_due(now_s)
+            self.sample_if_due(now_s)
             due_s = self._next_sample_s
             if sendable:
                 due_s = min(due_s, began_s + sendable[0].arrival_s)
-            self._take(engine.poll(max(0.0, due_s - self._now_s())))
-        if not self._is_dead:
+            self.take(engine.poll(max(0.0, due_s - self._now_s())))
+        if not self.is_dead:
             # Marks of the whole life go with the engine.
-            self._sample(is_quiet=not self._outstanding)
+            self._sample(is_quiet=not self.outstanding)
 
     def stop_engine(self) -> None:
         if self._engine is None:
             return
         engine, self._engine = self._engine, None
-        self._take(engine.stop())
-        for _, record in self._outstanding.values():
+        self.take(engine.stop())
+        for _, record in self.outstanding.values():
             self._writer.request(replace(record, outcome="unfinished", reason="run_ended"))
-        self._outstanding.clear()
+        self.outstanding.clear()
 
     def end(self) -> RunEnd:
         reason: EndReason = "finished"
-        if self._is_dead:
+        if self.is_dead:
             reason = "engine_died"
         elif self._stop.is_set:
             reason = "interrupted"
@@ -221,30 +226,30 @@ class _Run:
             return None
         return wall_s - self._wall_ahead_s
 
-    def _start_engine(self, wave: Wave, *, recycled_after: Limit | None = None) -> None:
+    def start_engine(self, wave: Wave, *, recycled_after: Limit | None = None) -> None:
         began_s = self._now_s()
         self.stop_engine()
         self._watcher.engine_starting(wave.name)
         self._engine = self._open_engine(self._engine_starts)
         self._engine_starts += 1
-        self._facts = self._engine.start()
+        self.facts = self._engine.start()
         if recycled_after is not None:
-            self._facts = replace(
-                self._facts, recycled_s=self._now_s() - began_s, recycled_after=recycled_after
+            self.facts = replace(
+                self.facts, recycled_s=self._now_s() - began_s, recycled_after=recycled_after
             )
-        self._wear.engine_started(self._facts)
-        self._writer.engine(self._facts)
+        self._wear.engine_started(self.facts)
+        self._writer.engine(self.facts)
         for probe in self._probes:
-            probe.attach(self._facts)
+            probe.attach(self.facts)
 
-    def _opened(self) -> Engine:
+    def opened(self) -> Engine:
         assert self._engine is not None
         return self._engine
 
     def _prompt(self, pending: deque[Request]) -> list[int]:
         """The next prompt, made before it is due, so that making it delays nothing."""
-        assert self._facts is not None
-        vocab_tokens = self._facts.vocab_tokens
+        assert self.facts is not None
+        vocab_tokens = self.facts.vocab_tokens
         return prompt_token_ids(pending[0], vocab_tokens=vocab_tokens) if pending else []
 
     def _restart_engine(self, wave: Wave, intended_s: Sequence[float]) -> None:
@@ -254,11 +259,11 @@ class _Run:
         """
         self._restarts_left -= 1
         try:
-            self._start_engine(wave)
+            self.start_engine(wave)
         except EngineError as error:
             self._not_started_again("died", error)
             return
-        self._is_dead = False
+        self.is_dead = False
         late = sum(at_s <= self._now_s() for at_s in intended_s)
         self._writer.finding(deaths.restarted(late))
 
@@ -266,26 +271,26 @@ class _Run:
         """A fresh engine for one that has served its time; nothing is in flight."""
         self._sample(is_quiet=True)  # marks of the whole life go with the engine
         try:
-            self._start_engine(wave, recycled_after=self._wear.reached)
+            self.start_engine(wave, recycled_after=self._wear.reached)
         except EngineError as error:
-            self._is_dead = True
+            self.is_dead = True
             self._not_started_again("was recycled", error)
 
     def _not_started_again(self, fate: str, error: EngineError) -> None:
         self._restarts_left = 0
         self._writer.finding(deaths.not_started_again(fate, error))
 
-    def _send(self, engine: Engine, request: Request, prompt: list[int], intended_s: float) -> None:
+    def send(self, engine: Engine, request: Request, prompt: list[int], intended_s: float) -> None:
         record = RequestRecord(
             request_id=request.request_id,
             outcome="unfinished",
             intended_s=intended_s,
             sent_s=self._now_s(),
         )
-        self._outstanding[request.request_id] = (request, record)
+        self.outstanding[request.request_id] = (request, record)
         engine.submit(request, prompt)
 
-    def _sample_if_due(self, now_s: float) -> None:
+    def sample_if_due(self, now_s: float) -> None:
         if now_s < self._next_sample_s:
             return
         self._sample()
@@ -298,9 +303,9 @@ class _Run:
             values |= probe.read(is_quiet=is_quiet)
         sample = Sample(t_s=self._now_s(), values=values)
         self._writer.sample(sample)
-        self._watcher.sampled(sample, len(self._outstanding))
+        self._watcher.sampled(sample, len(self.outstanding))
 
-    def _take(self, events: Sequence[object]) -> None:
+    def take(self, events: Sequence[object]) -> None:
         for event in events:
             match event:
                 case SegmentClosed(segment=segment):
@@ -315,20 +320,23 @@ class _Run:
 
     def _ended(self, record: RequestRecord) -> None:
         self._wear.request_ended()
-        request, sent = self._outstanding.pop(record.request_id)
-        self._writer.request(replace(record, intended_s=sent.intended_s, sent_s=sent.sent_s))
+        request, sent = self.outstanding.pop(record.request_id)
+        whole = replace(record, intended_s=sent.intended_s, sent_s=sent.sent_s)
+        self._writer.request(whole)
         self._watcher.request_ended(request)
+        self._heard(whole)
 
     def _died(self, death: Died) -> None:
-        self._is_dead = True
+        self.is_dead = True
         self._sample()
         now_s = self._now_s()
         word = "oom_killed" if death.out_of_memory else "engine_died"
-        lost = list(self._outstanding)
-        for _, record in self._outstanding.values():
+        lost = list(self.outstanding)
+        for _, record in self.outstanding.values():
             failed = replace(record, outcome="failed", reason=word, end_s=now_s)
             self._writer.request(failed)
-        self._outstanding.clear()
+            self._heard(failed)
+        self.outstanding.clear()
         self._writer.finding(
             deaths.out_of_memory(death.out_of_memory, now_s, lost)
             if death.out_of_memory

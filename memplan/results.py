@@ -12,13 +12,20 @@ from rich.console import Console
 
 from memplan.builtin import builtin_path
 from memplan.errors import InputError
+from memplan.gateway_file import is_gateway, read_gateway
 from memplan.plan.nodes import NodeSpec, parse_nodes
 from memplan.recording import HEADER, read_run
 from memplan.records import Recording
 from memplan.report.document import document_of
 from memplan.report.explain_section import explain_document, explained
-from memplan.report.json_document import explain_json, profile_document, replay_document
+from memplan.report.json_document import (
+    explain_json,
+    gateway_document,
+    profile_document,
+    replay_document,
+)
 from memplan.report.terminal import print_document
+from memplan.stats.paths import GatewaySummary, summarise_paths
 from memplan.stats.summarise import summarise
 from memplan.stats.summary import RunSummary
 
@@ -39,12 +46,21 @@ def read_recordings(paths: Sequence[Path]) -> list[Recording]:
     return [one for path in paths for one in sorted(map(read_run, _run_folders(path)), key=_place)]
 
 
-def print_runs(found: Sequence[Found], *, as_json: bool) -> None:
+def read_gateways(paths: Sequence[Path]) -> list[GatewaySummary]:
+    """Of the paths that are folders of a gateway; the runs of its pools are read as any others."""
+    return [summarise_paths(read_gateway(path)) for path in paths if is_gateway(path)]
+
+
+def print_runs(
+    found: Sequence[Found], *, as_json: bool, gateways: Sequence[GatewaySummary] = ()
+) -> None:
     """The result on stdout: tables for people, one JSON document for machines."""
     if as_json:
-        print(json.dumps(_documents([summary for summary, _ in found]), indent=2))
+        runs = _documents([summary for summary, _ in found])
+        document = gateway_document(gateways[0], runs) if gateways else runs
+        print(json.dumps(document, indent=2))
     else:
-        print_document(document_of(found, _catalog(None)), Console())
+        print_document(document_of(found, _catalog(None), gateways=gateways), Console())
 
 
 def print_explanations(recordings: Sequence[Recording], *, as_json: bool) -> None:
@@ -56,13 +72,20 @@ def print_explanations(recordings: Sequence[Recording], *, as_json: bool) -> Non
         print_document(explain_document(recordings), Console())
 
 
-def write_html(found: Sequence[Found], target: Path, *, nodes: Path | None, force: bool) -> None:
+def write_html(
+    found: Sequence[Found],
+    target: Path,
+    *,
+    nodes: Path | None,
+    force: bool,
+    gateways: Sequence[GatewaySummary] = (),
+) -> None:
     """One self-contained page. Raises InputError when ``target`` exists or cannot be written."""
     from memplan.report.html import html_of  # noqa: PLC0415 - plotly, for this one verb
 
     if target.exists() and not force:
         raise InputError(f"{target}: exists already", hint="add --force, or name another --out")
-    page = html_of(document_of(found, _catalog(nodes)))
+    page = html_of(document_of(found, _catalog(nodes), gateways=gateways))
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as error:

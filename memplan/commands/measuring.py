@@ -66,10 +66,12 @@ def replay(
     from memplan.builtin import builtin_path, model_yaml
     from memplan.jobs import limited, text_to_score, trace_waves, variant_of
     from memplan.quality import quality_meter
-    from memplan.results import print_runs, read_runs
+    from memplan.results import print_runs, read_gateways, read_runs
     from memplan.specs import load_deployment
 
     deployment = variant_of(load_deployment(model_yaml(model, trace)), variant)
+    if deployment.pools:
+        _refuse_with_pools(restart_engine=restart_engine, repeat=repeat, quality=quality)
     deployment = limited(deployment, memory_limit)
     workload = trace_waves(
         trace,
@@ -90,7 +92,7 @@ def replay(
             "replay", deployment, workload, out, sample_period, force, restarts, repeat, meter
         )
     found = read_runs([folder])
-    print_runs(found, as_json=as_json)
+    print_runs(found, as_json=as_json, gateways=read_gateways([folder]))
     _say_how_it_ended(folder, found)
 
 
@@ -191,6 +193,7 @@ def _measured(
     quality: QualityMeter | None = None,
 ) -> Path:
     """Runs one variant under one workload with progress on stderr; returns the run's folder."""
+    from memplan.gateway.measuring import measure_pools
     from memplan.measure import measure, run_name, stopping_on_signals
     from memplan.progress import ProgressWatcher
 
@@ -198,7 +201,8 @@ def _measured(
     job = _job(kind, deployment, workload, folder, sample_period, force, restarts, repeats, quality)
     label = f"{deployment.name} {deployment.variant}"
     with stopping_on_signals() as stop, ProgressWatcher(label, job.waves) as watcher:
-        measure(job, watcher=watcher, stop=stop)
+        run = measure_pools if deployment.pools else measure
+        run(job, watcher=watcher, stop=stop)
     return folder
 
 
@@ -230,6 +234,17 @@ def _job(
         force=force,
         quality=quality,
     )
+
+
+def _refuse_with_pools(*, restart_engine: bool, repeat: int, quality: bool) -> None:
+    """What belongs to one engine."""
+    given = (("--restart-engine", restart_engine), ("--repeat", repeat > 1), ("--quality", quality))
+    asked = [name for name, is_given in given if is_given]
+    if asked:
+        raise InputError(
+            f"{' and '.join(asked)}: model.yaml has pools, and this belongs to one engine",
+            hint="leave it out, or replay one pool alone: --variant POOL",
+        )
 
 
 def _refuse_resume(*, resume: bool, out: Path | None, force: bool) -> None:

@@ -14,6 +14,7 @@ from memplan.records import Recording
 from memplan.report.comparison import comparison_section, run_names
 from memplan.report.density_section import LIMIT_NAMES, NodeOffer, density_section, offers_of
 from memplan.report.method_section import basis_section, origin_section, words_section
+from memplan.report.paths_section import paths_section
 from memplan.report.pieces import Document, FindingList, KeyFigure, Section
 from memplan.report.profile_sections import profile_sections
 from memplan.report.quality_section import quality_section
@@ -23,6 +24,7 @@ from memplan.report.variants_section import variants_section
 from memplan.report.variants_wording import first_text
 from memplan.report.wording import interval_text, range_text
 from memplan.stats.first_technique import first_technique
+from memplan.stats.paths import GatewaySummary
 from memplan.stats.summary import ClassSummary, RunSummary
 from memplan.stats.variants import base_of, variant_figures
 from memplan.units import bytes_text, usd_text
@@ -33,16 +35,21 @@ _MOST_NAMED = 6
 
 
 def document_of(
-    runs: Runs, nodes: Sequence[NodeSpec] = (), *, headroom_ratio: float = HEADROOM_RATIO
+    runs: Runs,
+    nodes: Sequence[NodeSpec] = (),
+    *,
+    headroom_ratio: float = HEADROOM_RATIO,
+    gateways: Sequence[GatewaySummary] = (),
 ) -> Document:
-    """Replays first, then profiles, each in the order given.
+    """Which way requests went, then replays, then profiles, each in the order given.
 
     Density and cost need a replay and a catalog: a ladder's peak is not the peak of any traffic.
     """
     replays = [run for run in runs if run[0].kind == "replay"]
     profiles = [run for run in runs if run[0].kind != "replay"]
     offers = [_offers(run, nodes, headroom_ratio) for run in replays]
-    sections: list[Section | None] = [comparison_section(replays)]
+    sections: list[Section | None] = [paths_section(gateway) for gateway in gateways]
+    sections.append(comparison_section(replays))
     for number, (run, offered) in enumerate(zip(replays, offers, strict=True)):
         prefix = f"run{number + 1}-"
         title = f"{run_names(replays)[number]}: " if len(replays) > 1 else ""

@@ -16,6 +16,7 @@ from memplan.report.quality_json import quality_json
 from memplan.report.truths_json import truths_json
 from memplan.report.variants_json import comparison_json, timed_json
 from memplan.stats.explanation import Explanation, RunExplanation
+from memplan.stats.paths import GatewaySummary
 from memplan.stats.summary import (
     Attribution,
     ClassSummary,
@@ -212,6 +213,32 @@ def _place(memory: PlaceMemory) -> Json:
         "co_resident": _percentiles(memory.co_resident, "_bytes"),
         "co_resident_by_request": _percentiles(memory.co_resident_by_request, "_bytes"),
         "attributed": _percentiles(memory.attributed, "_bytes"),
+    }
+
+
+def gateway_document(gateway: GatewaySummary, pools: Json) -> Json:
+    """``memplan.gateway/1``; ``pools`` is the document of their runs."""
+    return {
+        "schema": "memplan.gateway/1",
+        "requests": gateway.requests,
+        "answered": gateway.answered,
+        "is_whole": gateway.is_whole,
+        "handed": dict(gateway.handed),
+        "paths": [
+            {
+                "class": use.class_name,
+                "path": use.path,
+                "outcome": use.outcome,
+                "requests": use.requests,
+                "ratio": use.ratio,
+                "under_pressure": use.under_pressure,
+                "waited_s": _percentiles(use.waited_s, ""),
+                "ttft_s": None if use.ttft_s is None else _percentiles(use.ttft_s, ""),
+                "e2e_s": None if use.e2e_s is None else _percentiles(use.e2e_s, ""),
+            }
+            for use in gateway.uses
+        ],
+        "pools": pools,
     }
 
 

@@ -14,6 +14,8 @@ from memplan.specs.matrix import (
 from memplan.specs.model_file import ModelFile
 from memplan.specs.places import Fault, Location
 from memplan.specs.policy_faults import policy_faults
+from memplan.specs.pool_faults import pool_faults
+from memplan.specs.pools import BY_CLASS
 from memplan.specs.settings import (
     BASE_VARIANT,
     MALLOC_KEYS,
@@ -40,6 +42,8 @@ def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
     yield from _variant_faults(file)
     yield from _matrix_faults(file)
     yield from _stack_faults(file)
+    yield from pool_faults(file)
+    yield from _pool_settings_faults(file)
 
 
 def _engine_faults(file: ModelFile) -> Iterator[Fault]:
@@ -305,3 +309,20 @@ def _stack_faults(file: ModelFile) -> Iterator[Fault]:
             named = [key for key in keys if key in changed]
             if named:
                 yield (*here, _key_of(named[0])), text
+
+
+def _pool_settings_faults(file: ModelFile) -> Iterator[Fault]:
+    for index, pool in enumerate(file.pools if file.pools != BY_CLASS else ()):
+        named = pool.settings.model_fields_set
+        own = {key: getattr(pool.settings, key) for key in named}
+        for keys, text in _settings_faults(file.settings.model_copy(update=own)):
+            given = [key for key in keys if key in named]
+            if given:
+                yield ("pools", index, "settings", _key_of(given[0])), text
+        if pool.script is not None and file.engine == "torch":
+            yield (
+                ("pools", index, "script"),
+                "only engines scripted and ballast act out a script, not torch",
+            )
+        if pool.model is not None and file.engine != "torch":
+            yield ("pools", index, "model"), f"engine {file.engine} loads no model; leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from memplan.gguf_header import check_gguf_whole
 from memplan.specs.classes import BUILTIN_CLASSES, ClassSpec
 from memplan.specs.model_source import ModelSource, packaged_gguf
+from memplan.specs.pools import GatewaySpec, PoolSpec, RouteSpec, RouteWhen
 from memplan.specs.settings import BASE_VARIANT, Engine, Script, SelfTest, Settings, Variant
 from memplan.specs.stack import stack_variants
 
@@ -35,18 +37,39 @@ class Deployment:
     script: Script | None = None
     """Set for the scripted and ballast engines, and only there."""
     self_test: SelfTest | None = None
+    pools: tuple[PoolSpec, ...] = ()
+    """Engines behind one gateway; empty where there is one engine, and no gateway."""
+    routes: tuple[RouteSpec, ...] = ()
+    gateway: GatewaySpec = field(default_factory=GatewaySpec)
 
     def variants_resolved(self) -> tuple[Deployment, ...]:
         """What there is to measure: ``base``, then each variant with its settings in place, and last
-        the stack from the bottom up."""
+        the stack from the bottom up. With pools ``base`` is all of them behind the gateway, and each
+        is a variant of its own."""
         alone = replace(self, variants=(), stack=())
         return (
             alone,
+            *(self.pool(spec) for spec in self.pools),
             *(_with(alone, variant) for variant in self.variants),
             *(
                 replace(_with(alone, variant), stack_step=number)
                 for number, variant in enumerate(stack_variants(self.stack), start=1)
             ),
+        )
+
+    def pool(self, spec: PoolSpec) -> Deployment:
+        """The engine of one pool, as a deployment of its own whose variant is the pool's name."""
+        own = {key: getattr(spec.settings, key) for key in spec.settings.model_fields_set}
+        return replace(
+            self,
+            variant=spec.name,
+            model=spec.model or self.model,
+            script=spec.script or self.script,
+            settings=self.settings.model_copy(update=own),
+            variants=(),
+            stack=(),
+            pools=(),
+            routes=(),
         )
 
     def model_file(self) -> Path:
@@ -85,6 +108,23 @@ class Deployment:
             "script": _plain_values(self.script),
             "self_test": _plain_values(self.self_test),
         }
+
+
+def pools_by_class(
+    classes: tuple[ClassSpec, ...],
+) -> tuple[tuple[PoolSpec, ...], tuple[RouteSpec, ...]]:
+    """An engine for each class, and one for requests of no class; who may only go there."""
+    named = [(re.sub(r"[^a-z0-9._-]+", "-", one.name.lower()), (one.name,)) for one in classes]
+    pools = [*named, ("others", ())]
+    return (
+        tuple(PoolSpec(name=name) for name, _ in pools),
+        tuple(
+            RouteSpec.model_validate(
+                {"name": name, "when": RouteWhen.model_validate({"class": names}), "to": (name,)}
+            )
+            for name, names in pools
+        ),
+    )
 
 
 def _with(deployment: Deployment, variant: Variant) -> Deployment:

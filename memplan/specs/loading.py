@@ -13,12 +13,14 @@ from memplan.errors import InputError
 from memplan.specs.adapter_source import adapter_faults, with_absolute_adapters
 from memplan.specs.classes import BUILTIN_CLASSES
 from memplan.specs.combinations import impossible
-from memplan.specs.deployment import Deployment
+from memplan.specs.deployment import Deployment, pools_by_class
 from memplan.specs.faults import fault_of
 from memplan.specs.matrix import matrix_variants
 from memplan.specs.model_file import ModelFile
 from memplan.specs.model_source import model_faults, with_absolute_paths
 from memplan.specs.places import Fault, Location, json_path
+from memplan.specs.pool_faults import pool_model_faults
+from memplan.specs.pools import BY_CLASS, GatewaySpec
 from memplan.specs.settings import Script
 from memplan.specs.yaml_source import YamlSource, read_yaml
 
@@ -32,15 +34,33 @@ def load_deployment(path: Path) -> Deployment:
     if file is not None:
         faults += model_faults(file.model, path.parent)
         faults += adapter_faults(file, path.parent)
+        faults += pool_model_faults(file, path.parent)
     faults += source.faults
     if faults or file is None:
         raise InputError.of_faults(str(path), _fault_lines(path, source, faults), hint=_HINT)
+    classes = file.classes or BUILTIN_CLASSES
+    pools, routes = (
+        pools_by_class(classes)
+        if file.pools == BY_CLASS
+        else (
+            tuple(
+                pool.model_copy(
+                    update={
+                        "model": with_absolute_paths(pool.model, path.parent),
+                        "settings": with_absolute_adapters(pool.settings, path.parent),
+                    }
+                )
+                for pool in file.pools
+            ),
+            file.routes,
+        )
+    )
     return Deployment(
         name=file.name,
         engine=file.engine,
         model=with_absolute_paths(file.model, path.parent),
         settings=with_absolute_adapters(file.settings, path.parent),
-        classes=file.classes or BUILTIN_CLASSES,
+        classes=classes,
         variants=tuple(
             with_absolute_adapters(one, path.parent)
             for one in (*file.variants, *matrix_variants(file.settings, file.matrix))
@@ -48,6 +68,9 @@ def load_deployment(path: Path) -> Deployment:
         stack=tuple(with_absolute_adapters(one, path.parent) for one in file.stack),
         script=None if file.engine == "torch" else file.script or Script(),
         self_test=file.self_test,
+        pools=pools,
+        routes=routes,
+        gateway=file.gateway or GatewaySpec(),
     )
 
 

@@ -16,6 +16,7 @@ from memplan.specs.classes import ClassSpec
 from memplan.specs.matrix import Matrix, values_of
 from memplan.specs.model_source import ModelSource
 from memplan.specs.places import Location
+from memplan.specs.pools import GatewaySpec, PoolSpec, RouteSpec
 from memplan.specs.settings import Engine, Script, SelfTest, Settings, Variant
 from memplan.specs.values import Name, Part, number_of, tuple_of
 
@@ -46,6 +47,9 @@ class ModelFile(Part):
     stack: Annotated[tuple[Variant, ...], BeforeValidator(tuple_of)] = ()
     script: Script | None = None
     self_test: SelfTest | None = None
+    pools: Annotated[Literal["by_class"] | tuple[PoolSpec, ...], BeforeValidator(tuple_of)] = ()
+    routes: Annotated[tuple[RouteSpec, ...], BeforeValidator(tuple_of)] = ()
+    gateway: GatewaySpec | None = None
 
     def written_settings(self) -> Iterator[tuple[Location, Settings]]:
         """Every place that names settings, each with its own; a matrix value by value."""
@@ -53,6 +57,8 @@ class ModelFile(Part):
         for part in ("variants", "stack"):
             for index, variant in enumerate(getattr(self, part)):
                 yield (part, index), variant
+        for index, pool in enumerate(self.pools if self.pools != "by_class" else ()):
+            yield ("pools", index, "settings"), pool.settings
         for field, values in (values_of(self.matrix) if self.matrix else {}).items():
             for value in values:
                 yield ("matrix",), Settings().model_copy(update={field: value})

@@ -1,0 +1,1 @@
+"""Several engines behind one door: which of them a request goes to, and what becomes of it."""
