@@ -59,7 +59,7 @@ def opened(folder: Path, adapters: Pair, **changed: Any) -> Any:
         "resident_layers": None,
         "kv": "auto",
         "load": "mapped",
-        "threads": 2,
+        "threads": 1,
         "offload": "never",
         "block_tokens": 16,
         "adapters": {name: str(path) for name, path in adapters.items()},

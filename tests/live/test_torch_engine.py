@@ -42,7 +42,7 @@ def runner(folder: Path, **changed: Any) -> Any:
             "weights": "fp32",
             "kv": "auto",
             "load": "mapped",
-            "threads": 2,
+            "threads": 1,
             "offload": "never",
             "weights_by_module": {},
             "resident_layers": None,
