@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands import measuring, reading
+from memplan.commands import comparing, measuring, reading
 from memplan.errors import MemplanError
 
 app = typer.Typer(
@@ -21,13 +21,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="What each request class costs in resident memory, measured on the real engine.",
     epilog="Exit codes: 0 done, 1 our fault, 2 input, 3 machine, 4 engine, 5 run folder, "
-    "130 interrupted.",
+    "6 check failed, 130 interrupted.",
 )
 for command in (
     measuring.replay,
     measuring.profile,
     reading.report,
     reading.explain,
+    comparing.compare,
+    comparing.check,
     measuring.demo,
     reading.doctor,
 ):

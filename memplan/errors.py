@@ -4,7 +4,8 @@ MemplanError                 1   our own fault: "please report"
 ├── InputError               2   what the user wrote: a flag, model.yaml, a trace
 ├── MachineError             3   what this machine lacks: a package, a permission, disk space
 ├── EngineError              4   the engine would not start, or died
-└── RecordingError           5   a run folder that cannot be written or read
+├── RecordingError           5   a run folder that cannot be written or read
+└── GateError                6   what was measured breaks a budget, a promise or a baseline
 
 Messages say what, where, got what, expected what; hints say what to type next. ``cli.main`` is
 the only place that catches them.
@@ -55,3 +56,9 @@ class RecordingError(MemplanError):
     """A run folder cannot be written or read."""
 
     exit_code = 5
+
+
+class GateError(MemplanError):
+    """What was measured is not what was asked for: the run itself is fine."""
+
+    exit_code = 6

@@ -24,7 +24,12 @@ from memplan.report.json_document import (
     profile_document,
     replay_document,
 )
+from memplan.report.limits import Verdict
+from memplan.report.limits_section import SUBJECT_NAMES
+from memplan.report.markdown import markdown_of
+from memplan.report.pieces import Document
 from memplan.report.terminal import print_document
+from memplan.stats.gate import Regression
 from memplan.stats.paths import GatewaySummary, summarise_paths
 from memplan.stats.summarise import summarise
 from memplan.stats.summary import RunSummary
@@ -63,6 +68,56 @@ def print_runs(
         print_document(document_of(found, _catalog(None), gateways=gateways), Console())
 
 
+def print_one(document: Document, raw: dict[str, Any], *, as_json: bool) -> None:
+    """A document that is no run's, on stdout: for people, or as its JSON."""
+    if as_json:
+        print(json.dumps(raw, indent=2))
+    else:
+        print_document(document, Console())
+
+
+def failures_of(
+    verdicts: Sequence[Verdict], found: Sequence[Regression], *, allow_unknown: bool
+) -> tuple[str, ...]:
+    """What a check fails for, each in a few words; what a run cannot tell is never passed over."""
+    told = [
+        f"{one.limit.class_name}: {SUBJECT_NAMES[one.limit.subject]} broken"
+        for one in verdicts
+        if one.outcome == "broken"
+    ]
+    told += [
+        f"{one.change.class_name or 'process'}: {one.change.figure} regressed by "
+        f"{(one.change.ratio or 0) * 100:.1f} %"
+        for one in found
+        if one.outcome == "regressed"
+    ]
+    unknown = [one.limit.class_name for one in verdicts if one.outcome == "unknown"]
+    unknown += [
+        one.change.class_name or "process" for one in found if one.outcome in ("unknown", "unsure")
+    ]
+    if unknown and not allow_unknown:
+        names = ", ".join(dict.fromkeys(unknown))
+        told.append(f"{len(unknown)} figures cannot be told ({names}); --allow-unknown passes them")
+    return tuple(told)
+
+
+def write_document(document: Document, target: Path, *, force: bool) -> None:
+    """As its file's ending says. Raises InputError for another ending, and where it cannot be."""
+    match target.suffix.lower():
+        case ".md":
+            text = markdown_of(document)
+        case ".html":
+            from memplan.report.html import html_of  # noqa: PLC0415 - plotly, for this one verb
+
+            text = html_of(document)
+        case _:
+            raise InputError(
+                f"{target}: got the ending {target.suffix or 'none'}, expected .html or .md",
+                hint="--out report.html, or --out report.md for a pull request",
+            )
+    _write(target, text, force=force)
+
+
 def print_explanations(recordings: Sequence[Recording], *, as_json: bool) -> None:
     """Why each class peaked, on stdout: for people, or as one JSON document."""
     if as_json:
@@ -72,7 +127,7 @@ def print_explanations(recordings: Sequence[Recording], *, as_json: bool) -> Non
         print_document(explain_document(recordings), Console())
 
 
-def write_html(
+def write_report(
     found: Sequence[Found],
     target: Path,
     *,
@@ -80,14 +135,16 @@ def write_html(
     force: bool,
     gateways: Sequence[GatewaySummary] = (),
 ) -> None:
-    """One self-contained page. Raises InputError when ``target`` exists or cannot be written."""
-    from memplan.report.html import html_of  # noqa: PLC0415 - plotly, for this one verb
+    """One self-contained page, or Markdown, as ``target`` ends. Raises InputError when it exists or
+    cannot be written."""
+    write_document(document_of(found, _catalog(nodes), gateways=gateways), target, force=force)
 
+
+def _write(target: Path, text: str, *, force: bool) -> None:
     if target.exists() and not force:
         raise InputError(f"{target}: exists already", hint="add --force, or name another --out")
-    page = html_of(document_of(found, _catalog(nodes), gateways=gateways))
     try:
-        target.write_text(page, encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         with contextlib.suppress(OSError):
             target.unlink()  # half a page would look like a report

@@ -162,7 +162,7 @@ def demo(
     from memplan.jobs import trace_waves
     from memplan.measure import run_name
     from memplan.recording import REPORT
-    from memplan.results import print_runs, read_runs, write_html
+    from memplan.results import print_runs, read_runs, write_report
     from memplan.specs import load_deployment
 
     deployment = load_deployment(builtin_path("smollm2.yaml"))
@@ -173,7 +173,7 @@ def demo(
     _measured("replay", deployment, workload, folder, "50ms", force)
     found = read_runs([folder])
     print_runs(found, as_json=False)
-    write_html(found, folder / REPORT, nodes=None, force=True)
+    write_report(found, folder / REPORT, nodes=None, force=True)
     print(f"\nreport: {folder / REPORT}")
     _say_how_it_ended(folder, found)
 

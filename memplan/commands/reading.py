@@ -29,14 +29,14 @@ def report(
     Example: memplan report memplan-runs/20261123T120000-replay-smollm2-135m-base
     """
     from memplan.recording import REPORT
-    from memplan.results import print_runs, read_gateways, read_runs, write_html
+    from memplan.results import print_runs, read_gateways, read_runs, write_report
 
     found, gateways = read_runs(runs), read_gateways(runs)
     if as_json:
         print_runs(found, as_json=True, gateways=gateways)
     if out is not None or not as_json:
         target = out or runs[0] / REPORT
-        write_html(found, target, nodes=nodes, force=force, gateways=gateways)
+        write_report(found, target, nodes=nodes, force=force, gateways=gateways)
         print(target, file=sys.stderr if as_json else sys.stdout)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memplan.records import Recording
 from memplan.report.limits import Subject, Verdict, limits_of, verdicts_of
 from memplan.report.pieces import Cell, Column, Section, Table
@@ -20,7 +22,15 @@ SUBJECT_NAMES: dict[Subject, str] = {
 
 def limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
     verdicts = verdicts_of(limits_of(recording.header.deployment), summary.classes)
-    table = Table(
+    return Section(
+        id=f"{prefix}limits",
+        title="Budgets and promises of model.yaml",
+        blocks=(limits_table(verdicts, prefix),) if verdicts else (),
+    )
+
+
+def limits_table(verdicts: Sequence[Verdict], prefix: str) -> Table:
+    return Table(
         id=f"{prefix}limits-table",
         title="Budgets and promises",
         columns=(
@@ -39,11 +49,6 @@ def limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Se
             "Judged at p99, or at p95 where p99 is withheld. A memory budget "
             "bounds what a request owns (attributed).",
         ),
-    )
-    return Section(
-        id=f"{prefix}limits",
-        title="Budgets and promises of model.yaml",
-        blocks=(table,) if verdicts else (),
     )
 
 
