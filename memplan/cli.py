@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands import comparing, measuring, reading
+from memplan.commands import comparing, measuring, planning, reading
 from memplan.errors import MemplanError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for command in (
     reading.explain,
     comparing.compare,
     comparing.check,
+    planning.plan,
     measuring.demo,
     reading.doctor,
 ):

@@ -65,7 +65,7 @@ def print_runs(
         document = gateway_document(gateways[0], runs) if gateways else runs
         print(json.dumps(document, indent=2))
     else:
-        print_document(document_of(found, _catalog(None), gateways=gateways), Console())
+        print_document(document_of(found, catalog_of(None), gateways=gateways), Console())
 
 
 def print_one(document: Document, raw: dict[str, Any], *, as_json: bool) -> None:
@@ -137,7 +137,7 @@ def write_report(
 ) -> None:
     """One self-contained page, or Markdown, as ``target`` ends. Raises InputError when it exists or
     cannot be written."""
-    write_document(document_of(found, _catalog(nodes), gateways=gateways), target, force=force)
+    write_document(document_of(found, catalog_of(nodes), gateways=gateways), target, force=force)
 
 
 def _write(target: Path, text: str, *, force: bool) -> None:
@@ -181,7 +181,7 @@ def _one_document(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"schema": "memplan.runs/1", "runs": list(documents)}
 
 
-def _catalog(given: Path | None) -> tuple[NodeSpec, ...]:
+def catalog_of(given: Path | None) -> tuple[NodeSpec, ...]:
     path = given or builtin_path("node_prices.csv")
     try:
         return parse_nodes(path.read_text(encoding="utf-8"), str(path))

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "plan": HINGE | {"specs", "stats"},
     "report": HINGE | {"specs", "stats", "plan"},
     "results": HINGE | {"specs", "stats", "plan", "report", "recording", "builtin", "gateway_file"},
+    "planning": HINGE | {"specs", "stats", "plan", "report", "recording", "results"},
     "": set(),  # the package itself: its version
     "__main__": {"cli"},
 }
@@ -77,7 +78,7 @@ IMPURE = {
     "torch", "pandas", "pyarrow", "plotly", "os", "pathlib", "time", "subprocess", "socket",
     "shutil", "tempfile", "sys", "secrets", "datetime", "psutil", "yaml", "rich", "typer",
 }  # fmt: skip
-HEAVY = ("torch", "pandas", "plotly", "pyarrow", "pydantic", "numpy", "transformers")
+HEAVY = ("torch", "xlsxwriter", "pandas", "plotly", "pyarrow", "pydantic", "numpy", "transformers")
 
 
 def room_of(path: Path) -> str:

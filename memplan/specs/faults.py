@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 from pydantic_core import ErrorDetails
 
@@ -14,7 +15,14 @@ _MOST_KEYS = 16
 
 
 def fault_of(detail: ErrorDetails) -> Fault:
-    return _location_of(detail), _text_of(detail)
+    return _location_of(detail), text_of(detail, _keys_at)
+
+
+def text_of(detail: ErrorDetails, keys_at: Callable[[Location], list[str]]) -> str:
+    """``keys_at``: the keys that may stand at a place of that kind of file."""
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(_location_of(detail), keys_at)
+    return _text_of(detail)
 
 
 def _location_of(detail: ErrorDetails) -> Location:
@@ -24,8 +32,6 @@ def _location_of(detail: ErrorDetails) -> Location:
 def _text_of(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     match detail["type"]:
-        case "extra_forbidden":
-            return _unknown_key(_location_of(detail))
         case "missing":
             return "missing, it is required"
         case "memplan":
@@ -57,8 +63,8 @@ def _text_of(detail: ErrorDetails) -> str:
     return f"got {shown(detail['input'])}, expected {expected}"
 
 
-def _unknown_key(location: Location) -> str:
-    known = _keys_at(location[:-1])
+def _unknown_key(location: Location, keys_at: Callable[[Location], list[str]]) -> str:
+    known = keys_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     if near and len(known) > _MOST_KEYS:  # a list so long would hide the guess
         return f'unknown key; did you mean "{near[0]}"?'
