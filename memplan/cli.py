@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands import comparing, measuring, planning, reading
+from memplan.commands import comparing, measuring, planning, reading, tracing
 from memplan.errors import MemplanError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     reading.doctor,
 ):
     app.command()(command)
+app.add_typer(tracing.app, name="trace")
 
 
 @app.callback(invoke_without_command=True)

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "plan": HINGE | {"specs", "stats"},
     "report": HINGE | {"specs", "stats", "plan"},
     "results": HINGE | {"specs", "stats", "plan", "report", "recording", "builtin", "gateway_file"},
+    "trace_document": HINGE | {"report", "workload"},
     "planning": HINGE | {"specs", "stats", "plan", "report", "recording", "results"},
     "": set(),  # the package itself: its version
     "__main__": {"cli"},

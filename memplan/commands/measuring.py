@@ -31,11 +31,14 @@ _RESTARTS = 3
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="memplan.trace.v1 or Mooncake JSONL, Azure CSV.")],
+    trace: Annotated[
+        Path, typer.Argument(help="A trace: docs/trace-formats.md lists the formats.")
+    ],
     model: ModelOption = None,
     variant: Annotated[str, typer.Option(help="Variant of model.yaml to run.")] = "base",
     trace_format: Annotated[
-        str | None, typer.Option("--format", help="Skip sniffing: memplan, mooncake, azure_2023.")
+        str | None,
+        typer.Option("--format", help="Skip sniffing: a name from docs/trace-formats.md."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most requests to send.")] = None,
     length_scale: Annotated[float, typer.Option(help="Factor on all lengths.")] = 1.0,

@@ -6,24 +6,35 @@ of a number. docs/trace-formats.md is the reference.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from memplan.errors import InputError
-from memplan.workload.formats.azure_2023 import AZURE_2023
+from memplan.workload.formats.azure import AZURE_2023, AZURE_2024, AZURE_LMM_2025
+from memplan.workload.formats.burstgpt import BURSTGPT_V1, BURSTGPT_V2
 from memplan.workload.formats.canonical import MEMPLAN, canonical_row
+from memplan.workload.formats.lengths_only import SERVEGEN, VIDUR
 from memplan.workload.formats.mooncake import MOONCAKE
+from memplan.workload.formats.own_logs import LANGFUSE, LITELLM, OTEL
+from memplan.workload.formats.public_json import BAILIAN, DYNAMO, RAGPULSE, TRACELAB, WEKA
 from memplan.workload.formats.reading import Format, Reading, Timed
 from memplan.workload.trace_row import TraceRow
 
 __all__ = ["FORMATS", "Trace", "TraceRow", "read_trace", "write_trace"]
-FORMATS = (MEMPLAN, MOONCAKE, AZURE_2023)
+FORMATS = (
+    MEMPLAN, MOONCAKE, AZURE_2023, AZURE_2024, AZURE_LMM_2025, BURSTGPT_V1, BURSTGPT_V2, BAILIAN,
+    RAGPULSE, WEKA, TRACELAB, DYNAMO, OTEL, LITELLM, LANGFUSE, VIDUR, SERVEGEN,
+)  # fmt: skip
+"""Exactly one of them fits a file, or it is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +72,25 @@ def read_trace(path: Path, format: str | None = None) -> Trace:
             raise _unusable(path, "is a folder, expected a trace file")
         if path.exists() and not path.is_file():
             raise _unusable(path, "is not a regular file")
-        with path.open("rb") as file:
+        with opened(path) as file:
             return _read(path, file, format)
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise _unusable(path, "is packed, and its end is missing or broken") from error
+
+
+def opened(path: Path) -> BinaryIO:
+    """As it was before it was packed with gzip or zstandard, by its first bytes."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic[:2] == b"\x1f\x8b":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if magic == b"\x28\xb5\x2f\xfd":
+        import pyarrow  # noqa: PLC0415 - reads zstandard, and is here already
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd")))
+    return path.open("rb")
 
 
 def write_trace(path: Path, trace: Trace, *, overwrite: bool = False) -> None:
@@ -93,7 +119,7 @@ def write_trace(path: Path, trace: Trace, *, overwrite: bool = False) -> None:
 
 def _read(path: Path, file: BinaryIO, wanted: str | None) -> Trace:
     reading, digest = Reading(path), hashlib.sha256()
-    lines = _lines(file, reading, digest)
+    lines = _whole_document(_lines(file, reading, digest))
     first = list(islice(lines, 2))
     reading.raise_faults()
     if not first:
@@ -123,7 +149,7 @@ def _lines(file: BinaryIO, reading: Reading, digest: hashlib._Hash) -> Iterator[
     """Number and text of every line that holds something; hashes the bytes as they pass."""
     for number, raw in enumerate(file, start=1):
         digest.update(raw)
-        if b"\0" in raw or raw.startswith(b"\x1f\x8b"):
+        if b"\0" in raw:
             raise _unusable(reading.path, f"is not text (line {number} holds binary data)")
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -132,6 +158,25 @@ def _lines(file: BinaryIO, reading: Reading, digest: hashlib._Hash) -> Iterator[
             continue
         if text.strip():
             yield number, text
+
+
+def _whole_document(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """A file that is one JSON document over many lines comes as one line; a list, item by item."""
+    number, first = next(lines, (0, ""))
+    if not number:
+        return
+    if first.strip() not in ("{", "[") and not first.lstrip().startswith("[{"):
+        yield number, first
+        yield from lines
+        return
+    text = "\n".join([first, *(text for _, text in lines)])
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        yield number, first
+        return
+    for item in document if isinstance(document, list) else [document]:
+        yield number, json.dumps(item)
 
 
 def _format_of(path: Path, wanted: str | None, first_lines: Sequence[str]) -> Format:
@@ -143,7 +188,13 @@ def _format_of(path: Path, wanted: str | None, first_lines: Sequence[str]) -> Fo
                 hint="leave --format out to have the format recognised",
             )
         return FORMATS[names.index(wanted)]
-    found = next((format for format in FORMATS if format.fits(first_lines)), None)
+    fitting = [format for format in FORMATS if format.fits(first_lines)]
+    if len(fitting) > 1:
+        raise InputError(
+            f"{path}: the first record fits {' and '.join(one.name for one in fitting)}",
+            hint=f"name one: --format {fitting[0].name}",
+        )
+    found = fitting[0] if fitting else None
     if found is None:
         looked_for = "\n".join(f"  {one.name}: {one.recognised_by}" for one in FORMATS)
         raise InputError(

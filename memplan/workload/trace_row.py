@@ -27,3 +27,9 @@ class TraceRow:
     hash_ids: tuple[int, ...] = ()
     """Chained prefix blocks of the trace's ``block_size``; equal ids mean equal tokens."""
     status: Status = "ok"
+    images: int = 0
+    cached_input_tokens: int | None = None
+    """Of the prompt, as production had it; None where the trace does not say."""
+    observed_ttft_s: float | None = None
+    observed_e2e_s: float | None = None
+    """What production took, from the arrival on."""

@@ -32,6 +32,16 @@ def canonical_row(row: TraceRow) -> dict[str, Any]:
         "labels": dict(row.labels),
         "hash_ids": list(row.hash_ids),
         "status": row.status,
+        "images": row.images or None,
+        "cached_input_length": row.cached_input_tokens,
+        "observed": {
+            name: round(value * 1e3, 4)
+            for name, value in (
+                ("ttft_ms", row.observed_ttft_s),
+                ("e2e_ms", row.observed_e2e_s),
+            )
+            if value is not None
+        },
     }
     return {key: value for key, value in record.items() if value not in (None, {}, [])}
 

@@ -72,7 +72,25 @@ def _json_row(number: int, record: Mapping[str, Any]) -> TraceRow | None:
         labels=_labels(record),
         hash_ids=_hash_ids(record),
         status=status,
+        images=tokens_of(record, "images", least=0) if "images" in record else 0,
+        cached_input_tokens=tokens_of(record, "cached_input_length", least=0)
+        if record.get("cached_input_length") is not None
+        else None,
+        observed_ttft_s=_observed_s(record, "ttft_ms"),
+        observed_e2e_s=_observed_s(record, "e2e_ms"),
     )
+
+
+def _observed_s(record: Mapping[str, Any], key: str) -> float | None:
+    observed = record.get("observed") or {}
+    if not isinstance(observed, dict):
+        raise BadFieldError(f"observed: got {got(observed)}, expected an object of times")
+    value = observed.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise BadFieldError(f"observed.{key}: got {got(value)}, expected milliseconds")
+    return value / 1e3
 
 
 def _check_blocks(row: TraceRow, block_size: int | None) -> None:

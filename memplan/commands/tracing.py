@@ -1,0 +1,121 @@
+"""The commands on traces: inspect, convert and slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memplan.commands.options import ForceOption, JsonOption, ModelOption
+from memplan.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, help="Reads, shows and writes traces of any known format.")
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="Skip sniffing: a name from docs/trace-formats.md.")
+]
+
+
+@app.command()
+def inspect(
+    trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],
+    model: ModelOption = None,
+    trace_format: FormatOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write it to a file too: .html or .md.")
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Shows a trace's shape: rates, burstiness, lengths, reuse, classes, and whether it looks made up.
+
+    Example: memplan trace inspect azure_code.csv
+    """
+    import dataclasses
+
+    from memplan.builtin import model_yaml
+    from memplan.results import print_one, write_document
+    from memplan.specs import BUILTIN_CLASSES, load_deployment
+    from memplan.trace_document import trace_document
+    from memplan.workload.classify import class_rules, plan_requests
+    from memplan.workload.shape import shape_of
+    from memplan.workload.trace import read_trace
+
+    classes = load_deployment(model_yaml(model, None)).classes if model else BUILTIN_CLASSES
+    read = read_trace(trace, trace_format)
+    requests = plan_requests(read, classes=classes)
+    shape, rules = shape_of(read, requests), class_rules(classes, requests)
+    document = trace_document(read, shape, rules)
+    raw = {
+        "schema": "memplan.trace_shape/1",
+        "source": read.source,
+        "format": read.format,
+        "sha256": read.sha256,
+        "rows_read": read.rows_read,
+        "rows_kept": read.rows_kept,
+        "dropped": dict(read.dropped),
+        "time_origin": read.time_origin,
+        "class_rules": dict(rules),
+        **dataclasses.asdict(shape),
+    }
+    print_one(document, raw, as_json=as_json)
+    if out is not None:
+        write_document(document, out, force=force)
+
+
+@app.command()
+def convert(
+    trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],
+    target: Annotated[Path, typer.Argument(help="File to write, in memplan.trace.v1.")],
+    trace_format: FormatOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Writes a trace in memplan's own form, which every option reads back as it was.
+
+    Example: memplan trace convert azure_code.csv code.jsonl
+    """
+    from memplan.workload.trace import read_trace, write_trace
+
+    read = read_trace(trace, trace_format)
+    write_trace(target, read, overwrite=force)
+    print(f"{target}: {read.rows_kept:,} of {read.rows_read:,} rows, from {read.format}")
+
+
+@app.command("slice")
+def slice_(
+    trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],
+    target: Annotated[Path, typer.Argument(help="File to write, in memplan.trace.v1.")],
+    start: Annotated[str, typer.Option("--from", help="Since the first row, such as 10min.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Until, such as 20min.")] = "",
+    share: Annotated[
+        str,
+        typer.Option(
+            help="One of N replicas' share, such as 1/8: whole sessions or prefix groups."
+        ),
+    ] = "1/1",
+    seed: Annotated[int, typer.Option(help="Which of the shares.")] = 0,
+    trace_format: FormatOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Cuts a window of time, and one replica's share of what is in it, as a router would give it.
+
+    Example: memplan trace slice day.jsonl hour.jsonl --from 9h --to 10h --share 1/8
+    """
+    from memplan.units import parse_seconds
+    from memplan.workload.slicing import share_of, window_of
+    from memplan.workload.trace import read_trace, write_trace
+
+    read = read_trace(trace, trace_format)
+    start_s = parse_seconds(start) if start else 0.0
+    end_s = parse_seconds(end) if end else read.span_s
+    replicas = _replicas_of(share)
+    made = share_of(window_of(read, start_s, end_s), replicas, seed=seed)
+    write_trace(target, made, overwrite=force)
+    print(f"{target}: {made.rows_kept:,} of {read.rows_kept:,} rows, {made.span_s:.0f} s")
+
+
+def _replicas_of(text: str) -> int:
+    one, slash, many = text.partition("/")
+    if one.strip() != "1" or not slash or not many.strip().isdecimal() or int(many) < 1:
+        raise InputError(f"--share: got {text!r}, expected 1/N such as 1/8", hint="--share 1/8")
+    return int(many)
