@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands import comparing, measuring, planning, reading, tracing
+from memplan.commands import comparing, measuring, planning, reading, tracing, verifying
 from memplan.errors import MemplanError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for command in (
     comparing.compare,
     comparing.check,
     planning.plan,
+    verifying.verify,
     measuring.demo,
     reading.doctor,
 ):

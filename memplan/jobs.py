@@ -75,6 +75,7 @@ def trace_waves(
     dilation: float = 1.0,
     oversize: str = "refuse",
     repeats: int = 1,
+    start_row: int = 0,
 ) -> Workload:
     """A trace as one open-loop wave, or as ``repeats`` of them, each on a fresh engine.
 
@@ -97,6 +98,7 @@ def trace_waves(
         length_scale=length_scale,
         dilation=dilation,
         limit=limit,
+        start_row=start_row,
     )
     if oversize == "refuse":
         if deployment.pools:

@@ -14,7 +14,7 @@ from memplan.plan.budget import budget_of, snippets_of
 from memplan.plan.density import ReplicaNeed, density_of, need_of
 from memplan.plan.fleet import Demand, fleet_of
 from memplan.plan.memory_model import MemoryModel, fit_memory, observations_of
-from memplan.plan.node_memory import path_of
+from memplan.plan.node_memory import path_of, shared_files
 from memplan.plan.nodes import NodeSpec
 from memplan.plan.plan import Asked, NodePlan, node_plan
 from memplan.plan.tco import price_of, tco_of
@@ -66,6 +66,7 @@ def plan_of(
         )
     need = need_of(summary, _threads(recording))
     budget = budget_of(summary, recording, margin_ratio=MARGIN_RATIO)
+    files = shared_files(recording, summary.shared_bytes)
     path = path_of(recording, summary.shared_bytes)
     if need is None or budget is None or not len(path):
         raise RecordingError(
@@ -79,7 +80,14 @@ def plan_of(
         for node in chosen
         if (
             made := node_plan(
-                summary, recording, node, path=path, need=need, model=model, asked=question.asked
+                summary,
+                recording,
+                node,
+                path=path,
+                files=files,
+                need=need,
+                model=model,
+                asked=question.asked,
             )
         )
         is not None
@@ -147,6 +155,24 @@ def write_plan(made: Made, raw: Mapping[str, Any], folder: Path) -> None:
     document = plan_document(made.report)
     write_document(document, folder / "plan.html", force=True)
     write_document(document, folder / "plan.md", force=True)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """plan.json, or the folder that holds it. Raises InputError for anything else."""
+    file = path / "plan.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file}: cannot be read as a plan: {error}", hint="memplan plan RUN --out FOLDER"
+        ) from error
+    if not isinstance(raw, dict) or raw.get("schema") != "memplan.plan/1":
+        raise InputError(
+            f"{file}: is no plan: its schema is "
+            f"{raw.get('schema') if isinstance(raw, dict) else type(raw).__name__!r}",
+            hint="memplan plan RUN --out FOLDER writes plan.json",
+        )
+    return raw
 
 
 def _chosen(catalog: Sequence[NodeSpec], question: Question, need: ReplicaNeed) -> list[NodeSpec]:

@@ -67,6 +67,8 @@ MAY_IMPORT = {
     "report": HINGE | {"specs", "stats", "plan"},
     "results": HINGE | {"specs", "stats", "plan", "report", "recording", "builtin", "gateway_file"},
     "trace_document": HINGE | {"report", "workload"},
+    "verifying": WING | {"measure", "gateway", "gateway_file", "plan"},
+    "verify_document": HINGE | {"report", "verifying"},
     "planning": HINGE | {"specs", "stats", "plan", "report", "recording", "results"},
     "": set(),  # the package itself: its version
     "__main__": {"cli"},

@@ -15,6 +15,8 @@ from memplan.clock import Clock, VirtualClock
 from memplan.errors import EngineError
 from memplan.records import EngineFacts, PlantedSpike, Request, RequestRecord, Segment
 
+if TYPE_CHECKING:
+    from memplan.cgroups import Place
 if TYPE_CHECKING:  # the worker imports this package, and pydantic is no part of an engine's memory
     from memplan.specs import Deployment
 
@@ -77,9 +79,16 @@ class Engine(Protocol):
 
 
 def open_engine(
-    deployment: Deployment, *, clock: Clock, epoch_s: float, engine_start: int, log: Path
+    deployment: Deployment,
+    *,
+    clock: Clock,
+    epoch_s: float,
+    engine_start: int,
+    log: Path,
+    above: Place | None = None,
 ) -> Engine:
-    """The engine that a deployment names. ``log`` takes what the engine process prints."""
+    """The engine that a deployment names. ``log`` takes what the engine process prints; ``above``: the
+    control group that the engine's own is to be made in, in place of memplan's."""
     match deployment.engine:
         case "scripted":
             from memplan.engines.scripted import ScriptedEngine
@@ -90,7 +99,9 @@ def open_engine(
         case "torch" | "ballast":
             from memplan.engines.embedded import EmbeddedEngine
 
-            return EmbeddedEngine(deployment, epoch_s=epoch_s, number=engine_start, log=log)
+            return EmbeddedEngine(
+                deployment, epoch_s=epoch_s, number=engine_start, log=log, above=above
+            )
 
 
 def context_tokens_of(deployment: Deployment) -> int:

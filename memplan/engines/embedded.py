@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memplan.cgroups import Group, make_group
+from memplan.cgroups import Group, Place, make_group
 from memplan.compiled import Compiled, cache_folder
 from memplan.engines import Died, Ended, EngineEvent, OutOfMemory, Planted, SegmentClosed
 from memplan.engines.admission import adapter_of, class_bytes_of, priority_of
@@ -47,7 +47,16 @@ _STOP_S = 20.0
 class EmbeddedEngine:
     """The torch engine or the ballast engine, in a worker process of its own."""
 
-    def __init__(self, deployment: Deployment, *, epoch_s: float, number: int, log: Path) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        epoch_s: float,
+        number: int,
+        log: Path,
+        above: Place | None = None,
+    ) -> None:
+        self._above = above
         self._deployment = deployment
         self._epoch_s = epoch_s
         self._number = number
@@ -142,7 +151,7 @@ class EmbeddedEngine:
         """A control group if there can be one; says which, or why not. A limit cannot go without."""
         limit_bytes = self._deployment.settings.memory_limit_bytes
         try:
-            self._group = make_group(limit_bytes)
+            self._group = make_group(limit_bytes, above=self._above)
         except MachineError as error:
             if limit_bytes is not None:
                 raise

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import psutil
 
+from memplan.cgroups import Place
 from memplan.clock import Clock, MonotonicClock, VirtualClock
 from memplan.compiled import cache_folder
 from memplan.engines import open_engine
@@ -30,8 +31,11 @@ PRESSURE_PERIOD_S = 0.1
 """Between two looks at what is available to the node."""
 
 
-def measure_pools(job: Job, *, watcher: Watcher, stop: StopFlag) -> bool:
-    """True when every request's path has ended. ``job.waves`` is one wave.
+def measure_pools(
+    job: Job, *, watcher: Watcher, stop: StopFlag, above: Place | None = None
+) -> bool:
+    """True when every request's path has ended. ``job.waves`` is one wave; ``above``: the control group
+    that the pools' engines are made in.
 
     Raises RecordingError before anything is measured when a folder cannot be written, and EngineError
     when a pool's engine cannot start: requests that it would have served have no way yet.
@@ -48,7 +52,9 @@ def measure_pools(job: Job, *, watcher: Watcher, stop: StopFlag) -> bool:
         writer.schedule(wave.requests)
         with ExitStack() as closing:
             pools = {
-                spec.name: _open_pool(job, spec, clock, epoch_s, _Quiet(watcher), stop, closing)
+                spec.name: _open_pool(
+                    job, spec, clock, epoch_s, _Quiet(watcher), stop, closing, above
+                )
                 for spec in specs
             }
             for pool in pools.values():
@@ -81,6 +87,7 @@ def _open_pool(
     watcher: Watcher,
     stop: StopFlag,
     closing: ExitStack,
+    above: Place | None,
 ) -> Pool:
     deployment = job.deployment.pool(spec)
     own = replace(job, deployment=deployment, folder=job.folder / spec.name)
@@ -99,6 +106,7 @@ def _open_pool(
             epoch_s=epoch_s,
             engine_start=number,
             log=own.folder / ENGINE_LOG,
+            above=above,
         ),
         (*open_probes(deployment), witness),
         writer,

@@ -52,8 +52,16 @@ class HeldOut:
     """Overflow on the half that it was not chosen on, both ways round."""
 
 
+def shared_files(recording: Recording, shared_bytes: int) -> int:
+    """What replicas on one node map from the same files, weights and libraries alike, and hold once; the
+    weights alone where the recording does not say."""
+    found = [one.gauges["host.file"] for one in recording.segments if "host.file" in one.gauges]
+    return max(found, default=shared_bytes)
+
+
 def path_of(recording: Recording, shared_bytes: int, bin_s: float = BIN_S) -> Path:
-    """Private host memory of a replica while it served, the peak of each bin; empty where it did not."""
+    """Memory that a replica held for itself while it served, the peak of each bin; empty where it did
+    not."""
     serving = [
         one
         for one in recording.segments
@@ -69,12 +77,18 @@ def path_of(recording: Recording, shared_bytes: int, bin_s: float = BIN_S) -> Pa
         begin = max(0, int((one.start_s - first) / bin_s))
         end = min(count - 1, int((one.end_s - first) / bin_s))
         if one.end_s >= first and begin <= end:
-            np.maximum(path[begin : end + 1], one.peak["host.hwm"], out=path[begin : end + 1])
+            files = one.gauges.get("host.file", shared_bytes)
+            own = one.peak["host.hwm"] - files + one.gauges.get("host.page_tables", 0)
+            np.maximum(path[begin : end + 1], own, out=path[begin : end + 1])
     for at in range(1, count):  # a stretch without a segment holds what was there before
         if path[at] == 0:
             path[at] = path[at - 1]
-    private: Path = np.maximum(path - shared_bytes, 0)
-    return private
+    return path
+
+
+def needed_bytes(path: Path, replicas: int, *, target: float, seed: int = 0) -> float:
+    """What N replicas hold together for themselves, but for ``target`` of the time."""
+    return float(np.quantile(_superposed(path, replicas, seed), 1 - target, method="higher"))
 
 
 def overflow_of(

@@ -61,22 +61,24 @@ def node_plan(
     node: NodeSpec,
     *,
     path: Path,
+    files: int,
     need: ReplicaNeed,
     model: MemoryModel | None,
     asked: Asked,
 ) -> NodePlan | None:
-    """None for a node whose GPU memory would be needed: only host memory is planned over time."""
+    """``files``: bytes of files that all replicas map, held once. None for a node whose GPU memory would
+    be needed: only host memory is planned over time."""
     if need.gpu_peak_bytes is not None or node.has_gpu or not len(path):
         return None
     usable = int(node.memory_bytes * (1 - asked.headroom_ratio))
-    shared = need.shared_bytes
+    shared = files
     tried = held_out(path, usable, shared, target=asked.overflow)
     margin = tried.margin_ratio if tried else 0.0
     room = shared + (usable - shared) / (1 + margin)
     by_path = most_replicas(path, room, shared, target=asked.overflow).replicas
     density = density_of(need, node, headroom_ratio=asked.headroom_ratio)
     assert density is not None  # no GPU is needed
-    by_peaks = max(0, usable - shared) // need.private_peak_bytes
+    by_peaks = max(0, usable - need.shared_bytes) // need.private_peak_bytes
     load_bytes = max(0, (summary.load_peak_bytes or 0) - shared)
     left = usable - load_bytes
     by_restart = 1 + most_replicas(path, left, shared, target=asked.overflow).replicas
