@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.report.pieces import Cell, Document, Facts, FindingList, Section, Table
+from memplan.report.pieces import Cell, Document, Fact, Facts, FindingList, Section, Table
 
 
 def markdown_of(document: Document) -> str:
@@ -26,7 +26,8 @@ def _section(section: Section) -> Iterator[str]:
             case Table():
                 yield from _table(block)
             case Facts():
-                yield from (f"- {_plain(f.name)}: {_plain(f.text)}" for f in block.facts)
+                for fact in block.facts:
+                    yield from _fact(fact)
                 yield ""
             case FindingList():
                 yield from (
@@ -36,6 +37,16 @@ def _section(section: Section) -> Iterator[str]:
                 yield ""
             case _:  # a chart is for those who look; its numbers are in the tables
                 continue
+
+
+def _fact(fact: Fact) -> Iterator[str]:
+    if "\n" not in fact.text:
+        yield f"- {_plain(fact.name)}: {_plain(fact.text)}"
+        return
+    yield f"- {_plain(fact.name)}:"
+    yield "  ```"
+    yield from (f"  {line}" for line in fact.text.splitlines())
+    yield "  ```"
 
 
 def _table(table: Table) -> Iterator[str]:

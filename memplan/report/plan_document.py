@@ -192,7 +192,7 @@ def _density_section(report: PlanReport) -> Section:
                 ),
                 rows=tuple(rows),
                 notes=(
-                    f"Counted over the measured path, {report.nodes[0].capacity.method}. The "
+                    f"Counted over {report.nodes[0].capacity.method}. The "
                     "margin is the "
                     "smallest with which a density chosen on one half of the run held on the "
                     "other, both "
