@@ -1,4 +1,4 @@
-"""A document as Markdown: what a pull request shows, with nothing that its renderer would take for its own."""
+"""A document as Markdown: what a pull request shows, and nothing that is taken for markup."""
 
 from __future__ import annotations
 
