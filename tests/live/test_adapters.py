@@ -23,7 +23,7 @@ pytestmark = [
 RANK, LAYERS, HIDDEN, KV, FP32 = 8, 30, 576, 192, 4
 ATTENTION_BYTES = FP32 * RANK * LAYERS * (2 * (HIDDEN + HIDDEN) + 2 * (HIDDEN + KV))
 """Queries and output are square, keys and values narrower; a whole number of pages."""
-OUTPUT_TOKENS = 12
+OUTPUT_TOKENS = 8
 Pair = dict[str, Path]
 
 

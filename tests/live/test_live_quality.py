@@ -37,14 +37,14 @@ def to_the_end(done: int, total: int) -> bool:
 
 
 Measured = Callable[..., Quality]
-LEAST_TOKENS = 300
+LEAST_TOKENS = 200
 
 
 def beginning_of(text: ScoredText) -> ScoredText:
     """Enough to tell forms apart; the whole of it takes a slow machine minutes."""
     (passage,) = text.passages
     assert isinstance(passage, str)
-    return replace(text, passages=(passage[:2200],))
+    return replace(text, passages=(passage[:1500],))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ MB = 10**6
 def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("live") / "run"
     trace = Path(__file__).parents[2] / "workloads" / "azure_code_2023.slice.csv"
-    options = ["--model", "smollm2", "--limit", "30", "--length-scale", "0.125"]
+    options = ["--model", "smollm2", "--limit", "20", "--length-scale", "0.125"]
     assert run(["replay", str(trace), *options, "--out", str(out)]) == 0
     return out
 
@@ -33,7 +33,7 @@ def document(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_tokens_run_equal_the_traces_after_the_stated_scaling(replayed: Path) -> None:
     recording = read_run(replayed)
-    assert len(recording.requests) == 30
+    assert len(recording.requests) == 20
     for request in recording.requests:
         outcome = recording.outcomes[request.request_id]
         assert outcome.outcome == "completed"
