@@ -236,8 +236,8 @@ def _budget_section(budget: ReplicaBudget) -> Section:
         id="budget",
         title="What one replica may be given",
         paragraphs=(
-            "Limits are what the run was seen to need. Those for vLLM and llama.cpp carry its counts and "
-            "lengths over; what these engines hold besides was not measured here.",
+            "Limits are what the run was seen to need. Those for vLLM and llama.cpp carry over its "
+            "counts and lengths; what these engines hold besides was not measured here.",
         ),
         blocks=(
             Facts(id="replica-budget", title="One replica", facts=facts),
