@@ -1,4 +1,5 @@
-"""The header of a GGUF file: which tensors it names, and how long the file must therefore be.
+"""The header of a GGUF file: what it says of its model, which tensors it names, and how long the file
+must therefore be.
 
 Only the standard library and only the header: enough to tell a whole file from one whose download
 stopped half-way, before an engine maps it. Layout: ggml's GGUF specification, versions 2 and 3.
@@ -7,7 +8,8 @@ stopped half-way, before an engine maps it. Layout: ggml's GGUF specification, v
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,8 @@ MAGIC = b"GGUF"
 _DEFAULT_ALIGNMENT = 32
 _DEEPEST_ARRAY = 4
 _MOST_DIMENSIONS = 8
+_MOST_LAYERS = 4096
+"""Longer arrays of numbers are no property of layers."""
 
 # ggml type number → (name, elements per block, bytes per block)
 _BLOCKS = {
@@ -34,6 +38,7 @@ _BLOCKS = {
 # metadata value type number → bytes; 8 is a string and 9 an array
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
+_INTEGERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 7: "B", 10: "Q", 11: "q"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,10 @@ class GgufHeader:
     version: int
     tensors: tuple[GgufTensor, ...]
     file_bytes: int
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """Its whole numbers by key; of an array how many it has, under ``KEY#``, and where they are the same
+    for all, such as heads by layer, that under KEY."""
+    architecture: str = ""
 
     @property
     def needed_bytes(self) -> int:
@@ -108,6 +117,11 @@ class _Cursor:
     def uint64(self) -> int:
         return int(struct.unpack("<Q", self.take(8))[0])
 
+    def integer(self, value_type: int) -> int:
+        """Of one of _INTEGERS."""
+        letter = _INTEGERS[value_type]
+        return int(struct.unpack(f"<{letter}", self.take(_SCALAR_BYTES[value_type]))[0])
+
     def text(self) -> str:
         return self.take(self.uint64()).decode("utf-8", errors="replace")
 
@@ -132,27 +146,43 @@ def _header(cursor: _Cursor) -> GgufHeader:
         # A big-endian file reads as a huge version.
         raise _unusable(cursor.path, f"GGUF version: got {version}, expected 2 or 3, little-endian")
     tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
-    alignment = _alignment(cursor, metadata_count)
+    numbers, architecture = _metadata(cursor, metadata_count)
+    alignment = numbers.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if alignment < 1:
+        raise _unusable(cursor.path, f"general.alignment: got {alignment}, expected at least 1")
     infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     data_start = -(-cursor.position // alignment) * alignment
     return GgufHeader(
         version=version,
         tensors=tuple(_tensor(info, data_start) for info in infos),
         file_bytes=cursor.file_bytes,
+        numbers=numbers,
+        architecture=architecture,
     )
 
 
-def _alignment(cursor: _Cursor, metadata_count: int) -> int:
-    alignment = _DEFAULT_ALIGNMENT
+def _metadata(cursor: _Cursor, metadata_count: int) -> tuple[dict[str, int], str]:
+    numbers: dict[str, int] = {}
+    architecture = ""
     for _ in range(metadata_count):
         key, value_type = cursor.text(), cursor.uint32()
-        if key == "general.alignment" and value_type == _UINT32:
-            alignment = cursor.uint32()
+        if value_type in _INTEGERS:
+            numbers[key] = cursor.integer(value_type)
+        elif value_type == _ARRAY:
+            element_type, count = cursor.uint32(), cursor.uint64()
+            numbers[f"{key}#"] = count
+            if element_type in _INTEGERS and count <= _MOST_LAYERS:
+                values = {cursor.integer(element_type) for _ in range(count)}
+                if len(values) == 1:
+                    numbers[key] = values.pop()
+            else:
+                _skip_elements(cursor, element_type, count, depth=0)
+        elif value_type == _STRING:
+            text = cursor.text()
+            architecture = text if key == "general.architecture" else architecture
         else:
             _skip_value(cursor, value_type, depth=0)
-    if alignment < 1:
-        raise _unusable(cursor.path, f"general.alignment: got {alignment}, expected at least 1")
-    return alignment
+    return numbers, architecture
 
 
 def _skip_value(cursor: _Cursor, value_type: int, *, depth: int) -> None:
@@ -161,14 +191,17 @@ def _skip_value(cursor: _Cursor, value_type: int, *, depth: int) -> None:
     elif value_type == _STRING:
         cursor.skip(cursor.uint64())
     elif value_type == _ARRAY and depth < _DEEPEST_ARRAY:
-        element_type, count = cursor.uint32(), cursor.uint64()
-        if element_type in _SCALAR_BYTES:
-            cursor.skip(count * _SCALAR_BYTES[element_type])
-        else:
-            for _ in range(count):
-                _skip_value(cursor, element_type, depth=depth + 1)
+        _skip_elements(cursor, cursor.uint32(), cursor.uint64(), depth=depth)
     else:
         raise _unusable(cursor.path, f"damaged header: metadata value of type {value_type}")
+
+
+def _skip_elements(cursor: _Cursor, element_type: int, count: int, *, depth: int) -> None:
+    if element_type in _SCALAR_BYTES:
+        cursor.skip(count * _SCALAR_BYTES[element_type])
+    else:
+        for _ in range(count):
+            _skip_value(cursor, element_type, depth=depth + 1)
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -10,7 +10,7 @@ from memplan.engines import context_tokens_of
 from memplan.errors import InputError
 from memplan.gateway.routing import route_of
 from memplan.records import Request, WorkloadFacts
-from memplan.specs import Deployment, Settings
+from memplan.specs import Deployment
 from memplan.units import parse_bytes, parse_seconds
 from memplan.workload.classify import TRACE_WAVE, class_rules, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
@@ -104,7 +104,7 @@ def trace_waves(
         if deployment.pools:
             _refuse_without_pool(requests, deployment, path)
         else:
-            _refuse_oversize(requests, context_tokens_of(deployment), deployment.settings, path)
+            _refuse_oversize(requests, deployment, path)
     workload = WorkloadFacts(
         source=path.name,
         format=trace.format,
@@ -139,7 +139,11 @@ def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
     return tuple(waves)
 
 
-def _most_tokens(context_tokens: int, settings: Settings) -> int:
+def _most_tokens(deployment: Deployment) -> int:
+    """Of one request. What an endpoint's pool can hold, memplan does not know."""
+    context_tokens, settings = context_tokens_of(deployment), deployment.settings
+    if deployment.engine == "endpoint":
+        return context_tokens
     pool_tokens = settings.max_kv_tokens // settings.block_tokens * settings.block_tokens
     return min(context_tokens, pool_tokens + 1)  # the last token's KV is never written
 
@@ -147,7 +151,7 @@ def _most_tokens(context_tokens: int, settings: Settings) -> int:
 def _refuse_without_pool(requests: Sequence[Request], deployment: Deployment, path: Path) -> None:
     """Requests whose route leads to no pool that could take them."""
     own = {spec.name: deployment.pool(spec) for spec in deployment.pools}
-    most = {name: _most_tokens(context_tokens_of(one), one.settings) for name, one in own.items()}
+    most = {name: _most_tokens(one) for name, one in own.items()}
     over = []
     for request in requests:
         route = route_of(deployment.routes, request)
@@ -163,15 +167,13 @@ def _refuse_without_pool(requests: Sequence[Request], deployment: Deployment, pa
         )
 
 
-def _refuse_oversize(
-    requests: Sequence[Request], context_tokens: int, settings: Settings, path: Path
-) -> None:
-    most = _most_tokens(context_tokens, settings)
+def _refuse_oversize(requests: Sequence[Request], deployment: Deployment, path: Path) -> None:
+    most = _most_tokens(deployment)
     longest = max(r.input_tokens + r.output_tokens for r in requests)
     over = [r for r in requests if r.input_tokens + r.output_tokens > most]
     if not over:
         return
-    limit = "the context" if most == context_tokens else "max_kv_tokens"
+    limit = "the context" if most == context_tokens_of(deployment) else "max_kv_tokens"
     raise InputError(
         f"{path}: {len(over)} of {len(requests)} requests are longer than {limit} of "
         f"{most:,} tokens (first: {over[0].request_id}; longest: {longest:,} tokens)",

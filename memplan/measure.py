@@ -61,7 +61,7 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
     writer = RunWriter(job.folder, header_of(job), force=job.force)
     witness = WitnessProbe(job.folder / WITNESS, epoch_s=epoch_s, cache=cache_folder())
     try:
-        if job.deployment.engine != "scripted" and (finding := witness.start()) is not None:
+        if job.deployment.has_processes_here and (finding := witness.start()) is not None:
             writer.finding(finding)
         end = replay(
             job.waves,

@@ -29,6 +29,9 @@ MOST_NODES = 8
 MARGIN_RATIO = 0.1
 """On what a replica holds above idle, in its container's request."""
 
+NOT_THE_NEED = ("refaults", "memory_pressure", "swap_used", "engine_degraded")
+"""Findings of a run whose resident memory shrank under pressure: no plan is made from it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -63,6 +66,14 @@ def plan_of(
             f"{summary.path}: is a profile, and a plan needs a replay: a ladder's peak is not the peak "
             "of any traffic",
             hint="memplan replay TRACE --model model.yaml, and plan from that run",
+        )
+    short = [one.code for one in summary.findings if one.code in NOT_THE_NEED]
+    if short:
+        raise RecordingError(
+            f"{summary.path}: memory was short while it was measured ({', '.join(short)}), so that what "
+            "was resident is what was left, and not what is needed",
+            hint="replay without a memory limit, or with one at which these findings go, and plan from "
+            "that run",
         )
     need = need_of(summary, _threads(recording))
     budget = budget_of(summary, recording, margin_ratio=MARGIN_RATIO)

@@ -319,6 +319,8 @@ class EngineFacts:
     load_s: float
     settings: Mapping[str, str] = field(default_factory=dict)
     """Everything else that moves bytes: dtype, threads, allocator environment, load mode."""
+    predicted: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that the engine itself said it would need, by part, before it needed them: its dry run."""
     recycled_s: float | None = None
     """Seconds without an engine before this one was ready, where it took the place of one that was
     stopped on purpose after so many requests (``settings.recycle_after_requests``)."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from memplan import deaths
 from memplan.clock import Clock
-from memplan.engines import Died, Ended, Engine, Planted, SegmentClosed
+from memplan.engines import Died, Ended, Engine, Noted, Planted, SegmentClosed
 from memplan.errors import EngineError
 from memplan.probes import Probe
 from memplan.procfs import ProcessMemory
@@ -315,6 +315,8 @@ class EngineRun:
                     self._ended(record)
                 case Planted(spike=spike):
                     self._writer.planted(spike)
+                case Noted(finding=finding):
+                    self._writer.finding(finding)
                 case Died():
                     self._died(event)
 

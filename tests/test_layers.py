@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "recording": HINGE | {"specs", "timeline", "witness_file"},
     "machine": HINGE | {"specs"},
     "workload": MEASURING,
-    "engines": MEASURING,
+    "engines": MEASURING | {"gguf_header"},
     "probes": MEASURING,
     "deaths": WING,
     "wear": {"records"},

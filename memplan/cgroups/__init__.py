@@ -8,7 +8,7 @@ counts what is charged (page cache, tmpfs, page tables too), not what is residen
 from memplan.cgroups.gauges import GroupMemory, fields_in, pressure_in
 from memplan.cgroups.group import Group, make_group
 from memplan.cgroups.peak import PeakMark, peak_mark_of
-from memplan.cgroups.place import Place, place_in, place_of
+from memplan.cgroups.place import Place, place_at, place_in, place_of
 
 __all__ = [
     "Group",
@@ -18,6 +18,7 @@ __all__ = [
     "fields_in",
     "make_group",
     "peak_mark_of",
+    "place_at",
     "place_in",
     "place_of",
     "pressure_in",

@@ -38,6 +38,12 @@ def place_in(cgroup: str, mountinfo: str) -> Place | None:
     return None
 
 
+def place_at(folder: Path) -> Place:
+    """A group that is named by its folder; what kind it is, its files tell."""
+    is_v1 = (folder / "memory.usage_in_bytes").exists()
+    return Place(version="v1" if is_v1 else "v2", folder=folder)
+
+
 def place_of(pid: int | str = "self") -> Place | None:
     """Raises OSError once the process is gone."""
     cgroup = Path(f"/proc/{pid}/cgroup").read_text()

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from memplan.clock import Clock, VirtualClock
 from memplan.errors import EngineError
-from memplan.records import EngineFacts, PlantedSpike, Request, RequestRecord, Segment
+from memplan.records import EngineFacts, Finding, PlantedSpike, Request, RequestRecord, Segment
 
-if TYPE_CHECKING:
-    from memplan.cgroups import Place
 if TYPE_CHECKING:  # the worker imports this package, and pydantic is no part of an engine's memory
+    from memplan.cgroups import Place
     from memplan.specs import Deployment
 
 
@@ -39,6 +38,13 @@ class Planted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """Something doubtful that only the driver of the engine can know."""
+
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutOfMemory:
     """The kernel killed the engine for memory, in a control group of its own."""
 
@@ -55,7 +61,7 @@ class Died:
     out_of_memory: OutOfMemory | None = None
 
 
-EngineEvent = Ended | SegmentClosed | Planted | Died
+EngineEvent = Ended | SegmentClosed | Planted | Noted | Died
 
 
 class Engine(Protocol):
@@ -96,6 +102,14 @@ def open_engine(
             if not isinstance(clock, VirtualClock):
                 raise EngineError("the scripted engine needs the scripted clock", hint="a bug")
             return ScriptedEngine(deployment, clock=clock, epoch_s=epoch_s, number=engine_start)
+        case "llama" | "vllm" | "endpoint":
+            from memplan.engines.servers.engine import ServerEngine
+            from memplan.engines.servers.kinds import server_of
+
+            return ServerEngine(
+                deployment, server_of(deployment), epoch_s=epoch_s, number=engine_start, log=log,
+                above=above,
+            )  # fmt: skip
         case "torch" | "ballast":
             from memplan.engines.embedded import EmbeddedEngine
 
@@ -121,6 +135,10 @@ def context_tokens_of(deployment: Deployment) -> int:
 
             lazy_files(deployment)  # told before a run folder is made
             model_tokens = model_context_tokens(deployment)
+        case "llama" | "vllm" | "endpoint":
+            from memplan.engines.servers.kinds import server_context_tokens
+
+            return server_context_tokens(deployment)
         case "scripted" | "ballast":
             assert deployment.script is not None
             model_tokens = deployment.script.context_tokens

@@ -1,4 +1,7 @@
-"""The high-water marks of an engine process and of the processes it has started, taken together."""
+"""The high-water marks of an engine process and of the processes it has started, taken together.
+
+An engine of ours keeps its own; those of a server are kept from outside, by the one who started it.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,16 @@ class Cut(NamedTuple):
 
 
 class Family:
-    """This process and its descendants; the only owner of their marks.
+    """This process, or another, and its descendants; the only owner of their marks.
 
     For several processes a peak is the sum of their peaks, which need not fall on the same instant:
     an upper bound, and ``host.processes`` says so by being above 1.
     """
 
-    def __init__(self, *, resets: bool) -> None:
-        self._own = ProcessMemory("self")
+    def __init__(self, *, resets: bool, pid: int | None = None) -> None:
+        """Of another process ``pid``: then ``cut`` raises ProcessLookupError once that is gone."""
+        self._pid = os.getpid() if pid is None else pid
+        self._own = ProcessMemory("self" if pid is None else pid)
         self._children: dict[int, ProcessMemory] = {}
         self._looked_s = time.monotonic()
         self.is_exact = resets and self._reset()
@@ -42,6 +47,11 @@ class Family:
         self.is_alone = True
         """Whether no process had been started by this one when that was last looked at."""
         self._last_rss_bytes = self._own.read()["host.rss"]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """As known when they were last looked for."""
+        return (self._pid, *self._children)
 
     def cut(self) -> Cut:
         """Ends the interval since the last call. Where marks cannot be reset only its two ends are
@@ -86,7 +96,7 @@ class Family:
 
     def look_for_children(self) -> None:
         self._looked_s = time.monotonic()
-        found = family_of(os.getpid())[1:]
+        found = family_of(self._pid)[1:]
         self.is_alone = not found
         for pid in found:
             if pid not in self._children:

@@ -96,7 +96,7 @@ def _open_pool(
     writer.schedule(())
     witness = WitnessProbe(own.folder / WITNESS, epoch_s=epoch_s, cache=cache_folder())
     closing.callback(witness.stop)
-    if deployment.engine != "scripted" and (finding := witness.start()) is not None:
+    if deployment.has_processes_here and (finding := witness.start()) is not None:
         writer.finding(finding)
     pool = Pool(writer)
     pool.run = EngineRun(

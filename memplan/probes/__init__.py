@@ -40,4 +40,10 @@ def open_probes(deployment: Deployment) -> tuple[Probe, ...]:
     from memplan.probes.host import HostProbe
     from memplan.probes.nvml import NvmlProbe
 
-    return (HostProbe(), CgroupProbe(), NvmlProbe())
+    memory = deployment.server.memory if deployment.server else None
+    cgroup = CgroupProbe(memory.cgroup if memory else None)
+    if memory is None or memory.prometheus is None:
+        return (HostProbe(), cgroup, NvmlProbe())
+    from memplan.probes.prometheus import PrometheusProbe
+
+    return (HostProbe(), cgroup, NvmlProbe(), PrometheusProbe(memory.prometheus))

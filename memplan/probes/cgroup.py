@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
-from memplan.cgroups import GroupMemory, place_of
+from memplan.cgroups import GroupMemory, place_at, place_of
 from memplan.records import EngineFacts
 
 # memory.stat makes the kernel fold its per-CPU counters; usage and peak are plain words.
@@ -13,14 +14,21 @@ _DETAIL_EVERY_S = 0.1
 
 
 class CgroupProbe:
-    """Reads nothing where the engine has no group of its own: a shared one has others' memory in it."""
+    """Reads nothing where the engine has no group of its own: a shared one has others' memory in it.
 
-    def __init__(self) -> None:
+    ``folder``: the group that the user named, of an engine that memplan did not start.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder
         self._memory: GroupMemory | None = None
         self._detail_due_s = 0.0
 
     def attach(self, facts: EngineFacts) -> None:
         self._close()
+        if self._folder is not None:
+            self._memory = GroupMemory(place_at(Path(self._folder)))
+            return
         if not facts.pids or not facts.settings.get("cgroup", "").startswith(("v1", "v2")):
             return
         try:

@@ -250,7 +250,25 @@ def _engine_facts(engine: EngineFacts, header: RunHeader) -> tuple[Fact, ...]:
         ),
         Fact(name="load time", text=seconds_text(engine.load_s)),
         *(Fact(name=name, text=text) for name, text in sorted(engine.settings.items())),
+        *_predicted_facts(engine),
     )
+
+
+def _predicted_facts(engine: EngineFacts) -> tuple[Fact, ...]:
+    """What the engine itself foretold, beside what was measured at rest."""
+    if not engine.predicted:
+        return ()
+    parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in engine.predicted.items())
+    total = sum(engine.predicted.values())
+    measured = engine.idle.get("host.rss")
+    beside = "resident memory was not measured"
+    if measured is not None:
+        beside = (
+            f"{bytes_text(measured)} were resident at rest, {measured / total:.2f} times that"
+            if total
+            else f"{bytes_text(measured)} were resident at rest"
+        )
+    return (Fact(name="foretold by the engine", text=f"{parts}: {bytes_text(total)}; {beside}"),)
 
 
 def _machine_facts(header: RunHeader) -> tuple[Fact, ...]:

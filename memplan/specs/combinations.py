@@ -16,9 +16,11 @@ from memplan.specs.places import Fault, Location
 from memplan.specs.policy_faults import policy_faults
 from memplan.specs.pool_faults import pool_faults
 from memplan.specs.pools import BY_CLASS
+from memplan.specs.server_faults import server_faults
 from memplan.specs.settings import (
     BASE_VARIANT,
     MALLOC_KEYS,
+    SERVER_ENGINES,
     Script,
     Settings,
     malloc_variables_in,
@@ -47,6 +49,9 @@ def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
 
 
 def _engine_faults(file: ModelFile) -> Iterator[Fault]:
+    yield from server_faults(file)
+    if file.engine in SERVER_ENGINES:
+        return
     if file.engine == "torch":
         if file.model is None:
             yield (), "model: missing, engine torch needs one (path, gguf or package)"
@@ -224,9 +229,13 @@ def _class_faults(file: ModelFile) -> Iterator[Fault]:
             tokens, rule = getattr(spec.typical, key), getattr(spec.when, key)
             if tokens is not None and rule is not None and not rule.contains(tokens):
                 yield (*here, "typical", key), f"got {tokens}, outside the class's own rule {rule}"
-        if spec.adapter is not None and file.engine != "torch":
+        if spec.adapter is not None and file.engine in ("scripted", "ballast"):
             yield (*here, "adapter"), f"engine {file.engine} loads no model; use torch"
-        elif spec.adapter is not None and spec.adapter not in file.settings.adapters:
+        elif (
+            file.engine == "torch"
+            and spec.adapter is not None
+            and spec.adapter not in file.settings.adapters
+        ):
             yield (*here, "adapter"), _no_adapter(spec.adapter, file.settings)
         if spec.budget.gpu_bytes is not None and cpu_only:
             yield (*here, "budget", "gpu"), "a GPU budget, but device is cpu: nothing would use it"
@@ -319,10 +328,10 @@ def _pool_settings_faults(file: ModelFile) -> Iterator[Fault]:
             given = [key for key in keys if key in named]
             if given:
                 yield ("pools", index, "settings", _key_of(given[0])), text
-        if pool.script is not None and file.engine == "torch":
+        if pool.script is not None and file.engine not in ("scripted", "ballast"):
             yield (
                 ("pools", index, "script"),
-                "only engines scripted and ballast act out a script, not torch",
+                f"only engines scripted and ballast act out a script, not {file.engine}",
             )
-        if pool.model is not None and file.engine != "torch":
+        if pool.model is not None and file.engine in ("scripted", "ballast", "endpoint"):
             yield ("pools", index, "model"), f"engine {file.engine} loads no model; leave it out"

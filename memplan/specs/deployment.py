@@ -13,6 +13,7 @@ from memplan.gguf_header import check_gguf_whole
 from memplan.specs.classes import BUILTIN_CLASSES, ClassSpec
 from memplan.specs.model_source import ModelSource, packaged_gguf
 from memplan.specs.pools import GatewaySpec, PoolSpec, RouteSpec, RouteWhen
+from memplan.specs.server import ServerSpec
 from memplan.specs.settings import BASE_VARIANT, Engine, Script, SelfTest, Settings, Variant
 from memplan.specs.stack import stack_variants
 
@@ -34,6 +35,8 @@ class Deployment:
     """Its steps, each without those below it."""
     stack_step: int | None = None
     """From 1: set where this is a step of the stack, together with those below it."""
+    server: ServerSpec | None = None
+    """Set for the engines llama, vllm and endpoint, and only there."""
     script: Script | None = None
     """Set for the scripted and ballast engines, and only there."""
     self_test: SelfTest | None = None
@@ -72,6 +75,14 @@ class Deployment:
             routes=(),
         )
 
+    @property
+    def has_processes_here(self) -> bool:
+        """Whether it runs, or shall run, in processes of this machine that memplan knows."""
+        if self.engine == "endpoint":
+            assert self.server is not None
+            return bool(self.server.memory.pids)
+        return self.engine != "scripted"
+
     def model_file(self) -> Path:
         """The folder or GGUF file to load.
 
@@ -105,6 +116,7 @@ class Deployment:
                 }
                 for spec in self.classes
             ],
+            "server": _plain_values(self.server),
             "script": _plain_values(self.script),
             "self_test": _plain_values(self.self_test),
         }

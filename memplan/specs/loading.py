@@ -21,7 +21,8 @@ from memplan.specs.model_source import model_faults, with_absolute_paths
 from memplan.specs.places import Fault, Location, json_path
 from memplan.specs.pool_faults import pool_model_faults
 from memplan.specs.pools import BY_CLASS, GatewaySpec
-from memplan.specs.settings import Script
+from memplan.specs.server import ServerSpec
+from memplan.specs.settings import SERVER_ENGINES, Script
 from memplan.specs.yaml_source import YamlSource, read_yaml
 
 _HINT = "correct these lines; docs/model-yaml.md lists every key with its unit and default"
@@ -66,7 +67,8 @@ def load_deployment(path: Path) -> Deployment:
             for one in (*file.variants, *matrix_variants(file.settings, file.matrix))
         ),
         stack=tuple(with_absolute_adapters(one, path.parent) for one in file.stack),
-        script=None if file.engine == "torch" else file.script or Script(),
+        server=(file.server or ServerSpec()) if file.engine in SERVER_ENGINES else None,
+        script=(file.script or Script()) if file.engine in ("scripted", "ballast") else None,
         self_test=file.self_test,
         pools=pools,
         routes=routes,

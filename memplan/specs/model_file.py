@@ -17,6 +17,7 @@ from memplan.specs.matrix import Matrix, values_of
 from memplan.specs.model_source import ModelSource
 from memplan.specs.places import Location
 from memplan.specs.pools import GatewaySpec, PoolSpec, RouteSpec
+from memplan.specs.server import ServerSpec
 from memplan.specs.settings import Engine, Script, SelfTest, Settings, Variant
 from memplan.specs.values import Name, Part, number_of, tuple_of
 
@@ -27,7 +28,7 @@ class ModelFile(Part):
     model_config = ConfigDict(
         title="memplan model.yaml",
         json_schema_extra={
-            "if": {"properties": {"engine": {"const": "torch"}}},
+            "if": {"properties": {"engine": {"enum": ["torch", "llama", "vllm"]}}},
             "then": {"required": ["model"], "not": {"required": ["script"]}},
             "else": {"not": {"required": ["model"]}},
         },
@@ -45,6 +46,7 @@ class ModelFile(Part):
     variants: Annotated[tuple[Variant, ...], BeforeValidator(tuple_of)] = ()
     matrix: Matrix | None = None
     stack: Annotated[tuple[Variant, ...], BeforeValidator(tuple_of)] = ()
+    server: ServerSpec | None = None
     script: Script | None = None
     self_test: SelfTest | None = None
     pools: Annotated[Literal["by_class"] | tuple[PoolSpec, ...], BeforeValidator(tuple_of)] = ()

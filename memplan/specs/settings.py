@@ -27,9 +27,13 @@ from memplan.units import GIB, MIB
 
 Device = Literal["auto", "cpu", "cuda"]
 Weights = Literal["fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4"]
-Kv = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
-Load = Literal["mapped", "read"]
-Engine = Literal["torch", "scripted", "ballast"]
+Kv = Literal[
+    "auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
+]
+Load = Literal["mapped", "read", "locked"]
+Engine = Literal["torch", "llama", "vllm", "endpoint", "scripted", "ballast"]
+SERVER_ENGINES = ("llama", "vllm", "endpoint")
+"""Driven over HTTP and measured from outside."""
 Allocator = Literal["system", "jemalloc", "tcmalloc"]
 BASE_VARIANT = "base"
 MALLOC_KEYS = {
@@ -101,6 +105,13 @@ class Settings(Part):
     recycle_after_requests: Count | None = None
     recycle_after_bytes: Bytes | None = None
     cuda_snapshot: bool = False
+    unified_kv: bool = False
+    micro_batch_tokens: Count | None = None
+    repack: bool = True
+    prompt_cache_bytes: Bytes = Field(default=0, alias="prompt_cache")
+    gpu_layers: Annotated[int, Field(ge=0, le=4096)] | Literal["all"] | None = None
+    kv_on_host: bool = False
+    cpu_offload_bytes: Bytes | None = Field(default=None, alias="cpu_offload")
     env: dict[EnvName, EnvValue] = Field(
         default_factory=dict,
         json_schema_extra={"additionalProperties": False},

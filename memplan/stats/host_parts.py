@@ -59,13 +59,13 @@ def host_parts_of(
     total = segment.peak["host.hwm"]
     weights = engine.idle.get("engine.weights_resident", 0)
     weights += segment.gauges.get("engine.weights_passing", 0)
-    activations = host_transient_bytes(segment)
+    activations = host_transient_bytes(segment) + _compute_buffers_touched(segment, engine)
     # The heap was read when the step had ended: what tensors had held of it was no slack at the peak.
     reused = max(0, activations - max(0, given_back_bytes(segment)))
     slack = max(0, composed.get("host.heap_free", 0) - reused)
     file_growth = max(0, segment.gauges.get("host.file", 0) - engine.idle.get("host.file", 0))
     page_cache = _stale_file_bytes(engine) + file_growth
-    kv = _kv_bytes(segment, composed) if engine.device == "cpu" else 0
+    kv = _kv_bytes(segment, composed, engine) if engine.device == "cpu" else 0
     runtime = _named_runtime(engine, composed) if by_pages else {}
     runtime_bytes = sum(runtime.values()) if by_pages else _runtime_by_difference(engine)
     explained = weights + kv + activations + runtime_bytes + slack + page_cache
@@ -82,14 +82,35 @@ def host_parts_of(
         unexplained_bytes=total - explained,
         method=BY_PAGES if by_pages else BY_DIFFERENCE,
         runtime_parts=runtime,
-        kv_parts=kv_parts_of(kv, segment.gauges),
+        kv_parts=_kv_parts(kv, segment, engine),
         tensors=segment.tensors,
         peak_module=segment.peak_module,
     )
 
 
-def _kv_bytes(segment: Segment, composed: Mapping[str, int]) -> int:
-    """Resident pages of the pool, corrected by the blocks that came or went since they were counted."""
+def _compute_buffers_touched(segment: Segment, engine: EngineFacts) -> int:
+    """Of a server that makes its buffers when it starts and touches them when it needs them: what became
+    resident since it was at rest, at most what it said that its compute buffers are."""
+    foretold = sum(
+        size for name, size in engine.predicted.items() if name.startswith(("compute ", "output "))
+    )
+    grown = segment.gauges.get("host.anon", 0) - engine.idle.get("host.anon", 0)
+    return max(0, min(grown, foretold))
+
+
+def _kv_parts(kv_bytes: int, segment: Segment, engine: EngineFacts) -> Mapping[str, int]:
+    """Of a pool that was resident from the start: what requests hold of it, and the rest."""
+    if "engine.kv_pool" not in engine.idle or engine.kv_kind != "reserved":
+        return kv_parts_of(kv_bytes, segment.gauges)
+    used = min(kv_bytes, pool_bytes(segment.gauges))
+    return {"of requests": used, "unused": kv_bytes - used}
+
+
+def _kv_bytes(segment: Segment, composed: Mapping[str, int], engine: EngineFacts) -> int:
+    """Resident pages of the pool, corrected by the blocks that came or went since they were counted; all
+    of a pool that a server made resident when it started."""
+    if engine.kv_kind == "reserved" and "engine.kv_pool" in engine.idle:
+        return engine.idle["engine.kv_pool"]
     blocks = pool_bytes(segment.gauges)
     if "engine.kv_resident" not in composed:
         return blocks
@@ -139,4 +160,5 @@ def _idle_without_source(engine: EngineFacts) -> int:
 def _runtime_by_difference(engine: EngineFacts) -> int:
     idle = engine.idle
     known = idle.get("engine.weights_resident", 0) + idle.get("host.heap_free", 0)
+    known += idle.get("engine.kv_pool", 0) if engine.device == "cpu" else 0
     return max(0, idle["host.rss"] - known - _stale_file_bytes(engine))

@@ -64,7 +64,8 @@ def summarise(recording: Recording) -> RunSummary:
         gpu_idle_bytes=_gpu_idle_bytes(last),
         gpu_peak_bytes=gpu.total_bytes if gpu else None,
         load_peak_bytes=max(
-            (engine.load_peak.get("host.hwm", 0) for engine in recording.engines), default=None
+            (e.load_peak["host.hwm"] for e in recording.engines if "host.hwm" in e.load_peak),
+            default=None,
         ),
         shared_bytes=last.idle.get("engine.weights_resident_mapped", 0) if last else 0,
         classes=classes,

@@ -68,7 +68,7 @@ IMPOSSIBLE = {
     ),
     "4 $.settings.load: engine scripted loads no weights from files": "settings: {load: read}\n",
     "5 $.variants[0].load: engine scripted loads no weights": "variants:\n- {name: a, load: read}\n",
-    '4 $.settings.load: got "mmap", expected mapped or read': "settings: {load: mmap}\n",
+    '4 $.settings.load: got "mmap", expected mapped, read or locked': "settings: {load: mmap}\n",
     "4 $.settings.weights_by_module: engine scripted loads no model": (
         "settings: {weights_by_module: {lm_head: int8}}\n"
     ),

@@ -7,7 +7,16 @@ the module of its subject and in the tuple at that module's end.
 from __future__ import annotations
 
 from memplan.records import Finding, Recording
-from memplan.stats.findings import clocks, figures, lost, pressure, quality, sources, traffic
+from memplan.stats.findings import (
+    clocks,
+    figures,
+    lost,
+    pressure,
+    quality,
+    servers,
+    sources,
+    traffic,
+)
 from memplan.stats.summary import Attribution, ClassSummary, KvSlope
 
 _RULES = (
@@ -17,6 +26,7 @@ _RULES = (
     *pressure.RULES,
     *traffic.RULES,
     *quality.RULES,
+    *servers.RULES,
 )
 
 
