@@ -139,8 +139,9 @@ def mapped_resident_bytes(pid: int, files: Sequence[Path]) -> int:
     return total
 
 
-def proportional_bytes(pid: int | str = "self") -> int | None:
-    """PSS: each resident page divided by the processes that map it (``Pss`` of smaps_rollup).
+def proportional_bytes(pid: int | str = "self", part: str = "Pss") -> int | None:
+    """PSS: each resident page divided by the processes that map it (``Pss`` of smaps_rollup); or of its
+    file pages only (``Pss_File``, from 5.9 on).
 
     None where the kernel does not say (before 4.14), or not to us; raises ProcessLookupError once
     the process is gone.
@@ -153,5 +154,5 @@ def proportional_bytes(pid: int | str = "self") -> int | None:
         raise ProcessLookupError(f"process {pid} is gone") from error
     except OSError:
         return None
-    found = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
+    found = re.search(rf"^{part}:\s+(\d+) kB$", text, re.MULTILINE)
     return None if found is None else int(found.group(1)) * 1024

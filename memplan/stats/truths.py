@@ -186,12 +186,16 @@ def _demand(
 ) -> tuple[int | None, int | None, int | None]:
     """(alone, of it weights mapped from files, of it other mapped file pages).
 
-    Resident is anonymous + mapped shared memory + mapped file pages (VmRSS, proc(5)); an engine of
-    several processes counts pages that they share once each, so it is an upper bound there.
+    Resident is anonymous + mapped shared memory + mapped file pages (VmRSS, proc(5)). Of an engine of
+    several processes file pages that they share are taken once, as PSS at rest had them; where that is
+    not known they count once each, and this is an upper bound.
     """
     tables, file = gauges.get("host.page_tables"), gauges.get("host.file")
     if resident_bytes is None or tables is None:
         return None, None, None
+    if file is not None and "host.pss_file" in engine.idle and gauges.get("host.processes", 1) > 1:
+        again = max(0, engine.idle.get("host.file", 0) - engine.idle["host.pss_file"])
+        resident_bytes, file = resident_bytes - again, file - again
     shared_memory = gauges.get("host.shmem", 0)
     unmapped = max(0, gauges.get("cgroup.shmem", 0) - shared_memory)
     alone = resident_bytes + tables + gauges.get("host.swap", 0) + unmapped

@@ -22,7 +22,7 @@ from memplan.engines.servers.described import Server, ServerFacts
 from memplan.engines.servers.flight import Flight, Kv
 from memplan.engines.servers.outside_meter import OutsideMeter
 from memplan.engines.servers.reply import Reply
-from memplan.engines.witnessed import weight_files_state
+from memplan.engines.witnessed import weight_files_state, with_charges
 from memplan.errors import EngineError
 from memplan.records import EngineFacts, Finding, Request
 from memplan.specs import Deployment
@@ -180,9 +180,11 @@ class ServerEngine:
             self._meter = start_up.open_meter(pids, epoch_s=self._epoch_s, number=self._number)
             segment = self._meter.close("warmup")
             self._backlog.append(SegmentClosed(segment=segment))
+            everyone = self._meter.all_pids()
             idle = {
                 **segment.gauges,
-                **start_up.weights_resident(self._meter.all_pids(), described),
+                **start_up.weights_resident(everyone, described),
+                **start_up.proportional_of(everyone),
             }
             settings["segment_peaks"] = (
                 "exact" if self._meter.is_exact else "sampled at segment ends"
@@ -218,7 +220,8 @@ class ServerEngine:
             settings=settings,
             predicted=described.predicted,
         )
-        return start_up.with_witnesses(facts, self._child)
+        group = self._child.group if self._child else None
+        return facts if group is None else with_charges(facts, group)
 
     # --- serving ---------------------------------------------------------------------------
 

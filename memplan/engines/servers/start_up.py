@@ -15,11 +15,10 @@ from memplan.engines.servers.client import HttpClient
 from memplan.engines.servers.described import Server, ServerFacts
 from memplan.engines.servers.flight import Flight
 from memplan.engines.servers.outside_meter import OutsideMeter
-from memplan.engines.witnessed import with_charges, with_proportional
 from memplan.errors import EngineError, MachineError
 from memplan.process_tree import family_of
-from memplan.procfs import ProcessMemory, mapped_resident_bytes
-from memplan.records import EngineFacts, Request
+from memplan.procfs import ProcessMemory, mapped_resident_bytes, proportional_bytes
+from memplan.records import Request
 from memplan.specs import Deployment
 from memplan.specs.server import ServerSpec
 from memplan.units import bytes_text
@@ -255,6 +254,8 @@ def weights_resident(pids: Sequence[int], described: ServerFacts) -> dict[str, i
         for name, size in described.predicted.items()
         if name.startswith("model ") and "_Mapped" not in name and "CUDA" not in name
     )
+    if not described.mapped_files and not heap and described.device == "cpu":
+        heap = described.weights_bytes
     return {
         "engine.weights_resident": mapped + heap,
         "engine.weights_resident_mapped": mapped,
@@ -262,10 +263,16 @@ def weights_resident(pids: Sequence[int], described: ServerFacts) -> dict[str, i
     }
 
 
-def with_witnesses(facts: EngineFacts, child: Child | None) -> EngineFacts:
-    if child is None or child.group is None:
-        return with_proportional(facts)
-    return with_charges(with_proportional(facts), child.group)
+def proportional_of(pids: Sequence[int]) -> dict[str, int]:
+    """Of all processes of a server at rest: pages that they share count once. ``host.pss_file`` is the
+    part of it that maps files."""
+    sums: dict[str, int] = {}
+    for name, part in (("host.pss", "Pss"), ("host.pss_file", "Pss_File")):
+        with contextlib.suppress(ProcessLookupError):
+            parts = [proportional_bytes(pid, part) for pid in pids]
+            if parts and None not in parts:
+                sums[name] = sum(one or 0 for one in parts)
+    return sums
 
 
 def _why(printed: str) -> str:

@@ -24,8 +24,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _CPU_BLOCK_TOKENS = 128
 _SAID = re.compile(
-    r"(Model loading took|Available KV cache memory|GPU KV cache size|CPU KV cache size|"
-    r"model weights take|Memory profiling)\D*([\d.,]+)\s*(GiB|GB|MiB|tokens)"
+    r"(Model loading took|Available KV cache memory|model weights take)\D*([\d.,]+)\s*(GiB|GB|MiB)"
 )
 _UNITS = {"GiB": GIB, "GB": 10**9, "MiB": 1 << 20}
 
@@ -108,8 +107,10 @@ class VllmServer:
         predicted = {
             what.lower(): round(float(size.replace(",", "")) * _UNITS[unit])
             for what, size, unit in _SAID.findall(printed)
-            if unit in _UNITS
         }
+        said_tokens = re.search(r"KV cache size: ([\d,]+) tokens", printed)
+        if said_tokens:
+            predicted["kv cache"] = int(said_tokens.group(1).replace(",", "")) * per_token
         found = re.search(r"[Vv]ersion[: ]+v?([\w.+]+)", printed)
         return ServerFacts(
             version=f"vLLM {found.group(1)}" if found else "vLLM, which told no version",
