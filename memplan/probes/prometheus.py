@@ -48,13 +48,12 @@ class PrometheusProbe:
     def _keep_asking(self) -> None:
         while True:
             began_s = time.monotonic()
-            for name, query in self._spec.queries.items():
-                value = value_of(self._spec.url, query)
-                if value is None:
-                    self._values.pop(f"prometheus.{name}", None)
-                    self._failures += 1
-                else:
-                    self._values[f"prometheus.{name}"] = value
+            asked = {
+                f"prometheus.{name}": value_of(self._spec.url, query)
+                for name, query in self._spec.queries.items()
+            }
+            self._values = {name: value for name, value in asked.items() if value is not None}
+            self._failures += len(asked) - len(self._values)
             time.sleep(max(0.0, began_s + self._spec.every_s - time.monotonic()))
 
 
