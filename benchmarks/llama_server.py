@@ -127,7 +127,8 @@ def measured_replicas(folder: Path, mode: str, count: int) -> dict[str, Any]:
 def measured_limit(folder: Path) -> dict[str, Any]:
     """Gemma 3 270M, whose mapped weights are most of it: without a limit, and 20 % below its need."""
     rows = [
-        {"timestamp": 250 * i, "input_length": 60 + i, "output_length": 16} for i in range(TRACE_ROWS)
+        {"timestamp": 250 * i, "input_length": 60 + i, "output_length": 16}
+        for i in range(TRACE_ROWS)
     ]
     (folder / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     deployment_of(folder, GEMMA)

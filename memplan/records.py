@@ -86,6 +86,9 @@ class RequestRecord:
     """KV that came back from the offload tier for it, in ``pull_back_s``."""
     pull_back_s: float = 0.0
     """Of steps in which it had to be pulled back: others in the same step waited as long."""
+    confidence: float | None = None
+    """Geometric mean of the probabilities that the model gave to the tokens of its answer; None where
+    nobody asked (``settings.confidence``) or the engine does not say."""
     is_shortened: bool = False
     """The queue was full: it was answered with fewer tokens than it asked for."""
     adapter: str | None = None

@@ -62,6 +62,9 @@ class BallastRunner:
         activations.close()
         return [1 for row in rows if row.wants_token]
 
+    def log_probabilities(self) -> list[float]:
+        return []
+
     def move(self, moves: tuple[Move, ...]) -> None:
         for move in moves:
             if move.kind == "copy":

@@ -40,6 +40,10 @@ class Runner(Protocol):
         """Computes a step; returns the next token id of each row that wants one, in order."""
         ...
 
+    def log_probabilities(self) -> list[float]:
+        """Of the tokens that ``run`` chose last; empty unless ``settings.confidence``."""
+        ...
+
     def move(self, moves: tuple[Move, ...]) -> None:
         """Moves KV bytes, in this order, before the next step. Raises OSError when a tier is full."""
         ...

@@ -216,4 +216,5 @@ class ScriptedEngine:
             preemptions=sequence.preemptions,
             shared_tokens=sequence.shared_tokens,
             is_shortened=sequence.is_shortened,
+            confidence=self._script.confidence if self._settings.confidence else None,
         )

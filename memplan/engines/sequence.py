@@ -37,6 +37,8 @@ class Sequence:
     """What its lane had waited when it was queued."""
     shared_tokens: int = 0
     """Prompt tokens that others had computed already."""
+    log_probability: float = 0.0
+    """Of its answer so far, where that is asked for."""
     preemptions: int = 0
     pulled_blocks: int = 0
     """Blocks that came back from the offload tier for it."""

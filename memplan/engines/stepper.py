@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import math
 import time
 from array import array
 from collections.abc import Callable, Mapping
@@ -85,6 +86,9 @@ class Stepper:
             flush(self._given_up(rows))
             return
         scheduler.commit(rows, tokens)
+        wanting = (row.sequence for row in rows if row.wants_token)
+        for sequence, sure in zip(wanting, self._runner.log_probabilities(), strict=False):
+            sequence.log_probability += sure
         in_flight = self._in_flight(rows)
         end_s = self._meter.close(
             "step",
@@ -203,8 +207,15 @@ class Stepper:
             input_tokens_run=len(sequence.prompt),
             output_tokens_run=len(sequence.output),
             output_digest=digest,
+            confidence=self._confidence(sequence),
             is_shortened=sequence.is_shortened,
         )
+
+    def _confidence(self, sequence: Sequence) -> float | None:
+        """None unless it is asked for."""
+        if not self._runner.log_probabilities() or not sequence.output:
+            return None
+        return math.exp(sequence.log_probability / len(sequence.output))
 
     def _told(self, sequence: Sequence, **fields: Any) -> dict[str, Any]:
         times = self._times.pop(sequence.request_id)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memplan.records import Attempt, PathOutcome, PathRecord, Request, RequestRecord
 from memplan.specs.pools import PoolSpec, RouteSpec
+
+UNSURE = "unsure"
+"""Reason of an answer that was below its route's ``cascade_below``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class _Travel:
     deferred_s: float = 0.0
     is_under_pressure: bool = False
     last: RequestRecord | None = None
+    unsure: RequestRecord | None = None
+    """An answer below the route's ``cascade_below``, which stands where no other pool answers."""
 
     @property
     def tokens(self) -> int:
@@ -118,13 +123,21 @@ class Gateway:
         )
         travel.last = record
         travel.pool = travel.sent_s = None
+        if record.outcome == "completed" and self._is_unsure(travel, record):
+            travel.attempts[-1] = replace(travel.attempts[-1], reason=UNSURE)
+            travel.unsure, travel.asks_since_s = record, now_s
+            if any(self._open_pools(travel)):
+                self._asking.append(travel)
+                return None
         if record.outcome == "completed":
             self._answered[_prompt_key(travel.request)] = travel.request.output_tokens
             return self._path(
-                travel, "completed", record.reason, record.end_s, record.first_token_s
+                travel, "completed", travel.attempts[-1].reason, record.end_s, record.first_token_s
             )
         travel.asks_since_s = now_s
         if not any(self._open_pools(travel)):
+            if travel.unsure is not None:
+                return self._answered_all_the_same(travel)
             outcome: PathOutcome = "rejected" if record.outcome == "rejected" else "failed"
             return self._path(travel, outcome, record.reason, record.end_s)
         self._asking.append(travel)
@@ -156,11 +169,14 @@ class Gateway:
         pool = next((name for name in open_pools if self._has_room(name, travel)), None)
         if pool is not None:
             return pool
-        if not open_pools and travel.last is not None:
+        if not open_pools and travel.last is not None and travel.unsure is None:
             return self._path(travel, "failed", travel.last.reason, now_s)
         if open_pools and route.wait_s is not None and now_s < travel.asks_since_s + route.wait_s:
             return None
         waited_s = now_s - travel.asks_since_s
+        if travel.unsure is not None:
+            travel.waited_s += waited_s
+            return self._answered_all_the_same(travel)
         for word in route.when_full:
             if word == "cached" and _prompt_key(travel.request) in self._answered:
                 travel.waited_s += waited_s
@@ -172,6 +188,16 @@ class Gateway:
                 return "deferred"
         travel.waited_s += waited_s
         return self._path(travel, "rejected", "no_room" if open_pools else "no_engine", now_s)
+
+    @staticmethod
+    def _is_unsure(travel: _Travel, record: RequestRecord) -> bool:
+        below = travel.route.cascade_below if travel.route else None
+        return below is not None and record.confidence is not None and record.confidence < below
+
+    def _answered_all_the_same(self, travel: _Travel) -> PathRecord:
+        answer = travel.unsure
+        assert answer is not None
+        return self._path(travel, "completed", UNSURE, answer.end_s, answer.first_token_s)
 
     def _open_pools(self, travel: _Travel) -> Iterator[str]:
         """Those of its route that live and that it has not tried."""

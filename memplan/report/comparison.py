@@ -41,11 +41,18 @@ def comparison_section(runs: Runs) -> Section | None:
 
 
 def run_names(runs: Runs) -> list[str]:
-    """The variant, with the run's id where two runs are of one variant."""
-    variants = [summary.variant for summary, _ in runs]
-    return [
-        one.variant if variants.count(one.variant) == 1 else f"{one.variant} ({one.run_id})"
+    """The variant, or the deployment where runs are of several, with its variant unless that is the
+    base; with the run's id where two runs have one name."""
+    deployments = {summary.deployment_name for summary, _ in runs}
+    names = [
+        one.variant
+        if len(deployments) == 1
+        else one.deployment_name + ("" if one.variant == "base" else f" {one.variant}")
         for one, _ in runs
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name} ({one.run_id})"
+        for name, (one, _) in zip(names, runs, strict=True)
     ]
 
 
@@ -54,6 +61,11 @@ def _process_measures(runs: Runs) -> Iterator[Measure]:
     engines = [next(iter(recording.engines), None) for _, recording in runs]
     yield "weights as stored", [_weights(one) for one in engines], bytes_text
     yield "idle", [one.idle_bytes for one in summaries], bytes_text
+    yield (
+        "idle, proportional (PSS)",
+        [one.idle.get("host.pss") if one else None for one in engines],
+        bytes_text,
+    )
     yield "peak while loading", [one.load_peak_bytes for one in summaries], bytes_text
     yield "peak", [one.peak_bytes for one in summaries], bytes_text
     yield "GPU idle", [one.gpu_idle_bytes for one in summaries], bytes_text

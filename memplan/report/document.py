@@ -66,9 +66,11 @@ def document_of(
     first = (replays or profiles)[0]
     best = next((one for one in offers[0] if one.density.replicas), None) if offers else None
     return Document(
-        title=f"{first[0].deployment_name}: what each request class costs in memory",
+        title=f"{_deployments(runs)}: what each request class costs in memory",
         subtitle=_subtitle(runs),
-        answer=_replay_answer(first[0], best) if replays else _profile_answer(profiles),
+        answer=_first_of(replays) + _replay_answer(first[0], best)
+        if replays
+        else _profile_answer(profiles),
         figures=_figures(first[0], best),
         sections=tuple(section for section in sections if section is not None),
     )
@@ -129,6 +131,15 @@ def _evidence_part(run: tuple[RunSummary, Recording], prefix: str) -> tuple[Sect
 
 def _retitled(section: Section, before: str) -> Section:
     return replace(section, title=f"{before}{section.title}")
+
+
+def _first_of(replays: Runs) -> str:
+    """Whose the answer is, where there are several."""
+    return f"{run_names(replays)[0]}, the first of {len(replays)}: " if len(replays) > 1 else ""
+
+
+def _deployments(runs: Runs) -> str:
+    return ", ".join(dict.fromkeys(summary.deployment_name for summary, _ in runs))
 
 
 def _subtitle(runs: Runs) -> str:

@@ -63,6 +63,8 @@ class Deployment:
     def pool(self, spec: PoolSpec) -> Deployment:
         """The engine of one pool, as a deployment of its own whose variant is the pool's name."""
         own = {key: getattr(spec.settings, key) for key in spec.settings.model_fields_set}
+        if any(route.asks_how_sure(spec.name) for route in self.routes):
+            own["confidence"] = True
         return replace(
             self,
             variant=spec.name,

@@ -81,6 +81,11 @@ def _route_faults(
         )
     if "defer_s" in route.model_fields_set and "deferred" not in route.when_full:
         yield (*here, "defer"), 'nothing is deferred: add "deferred" to when_full'
+    if route.cascade_below is not None and len(route.to) < 2:
+        yield (
+            (*here, "cascade_below"),
+            "an answer that is not sure enough goes on to the next pool, and there is only one",
+        )
     if route.under_pressure and not has_pressure:
         yield (
             (*here, "under_pressure"),

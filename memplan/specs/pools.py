@@ -43,9 +43,14 @@ class RouteSpec(Part):
     when: RouteWhen = Field(default_factory=RouteWhen)
     to: Annotated[Names, Field(min_length=1)]
     under_pressure: Names = ()
+    cascade_below: Annotated[float, Field(gt=0, le=1)] | None = None
     wait_s: Seconds | None = Field(default=None, alias="wait")
     when_full: Annotated[tuple[Literal["cached", "deferred"], ...], BeforeValidator(tuple_of)] = ()
     defer_s: Seconds = Field(default=30.0, alias="defer")
+
+    def asks_how_sure(self, pool: str) -> bool:
+        """Whether an answer of that pool may have to go on to another."""
+        return self.cascade_below is not None and pool in (*self.to[:-1], *self.under_pressure)
 
 
 class Pressure(Part):

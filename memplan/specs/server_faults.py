@@ -16,7 +16,7 @@ _LAUNCHED = frozenset(
         "device", "kv", "load", "prefix_sharing", "max_requests", "max_kv_tokens", "max_batch_tokens",
         "context_tokens", "threads", "memory_limit_bytes", "allocator", "malloc_arenas",
         "malloc_mmap_threshold_bytes", "malloc_trim_threshold_bytes", "recycle_after_requests",
-        "recycle_after_bytes", "env",
+        "recycle_after_bytes", "env", "confidence",
     }
 )  # fmt: skip
 KEYS_OF = {
@@ -24,7 +24,7 @@ KEYS_OF = {
     | {"unified_kv", "micro_batch_tokens", "repack", "prompt_cache_bytes", "gpu_layers", "kv_on_host"},
     "vllm": (_LAUNCHED | {"weights", "block_tokens", "cpu_offload_bytes", "offload",
                           "offload_limit_bytes"}) - {"load"},
-    "endpoint": frozenset({"max_requests", "max_kv_tokens", "context_tokens"}),
+    "endpoint": frozenset({"max_requests", "max_kv_tokens", "context_tokens", "confidence"}),
 }  # fmt: skip
 """The settings that each server engine takes; docs/server-engines.md says what they become."""
 ONLY_SERVERS = frozenset(

@@ -17,6 +17,7 @@ from memplan.specs.values import (
     Name,
     Part,
     Rate,
+    Ratio,
     Seconds,
     Trim,
     VariantName,
@@ -105,6 +106,7 @@ class Settings(Part):
     recycle_after_requests: Count | None = None
     recycle_after_bytes: Bytes | None = None
     cuda_snapshot: bool = False
+    confidence: bool = False
     unified_kv: bool = False
     micro_batch_tokens: Count | None = None
     repack: bool = True
@@ -183,6 +185,7 @@ class Script(Part):
     activation_bytes_per_token: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 4096
     vocab_tokens: Count = 49_152
     context_tokens: Count = 8192
+    confidence: Ratio | None = None
 
 
 class SelfTest(Part):

@@ -197,6 +197,7 @@ Operations = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Rate = Annotated[float, Field(gt=0, le=1e12)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=_NAME, max_length=MOST_NAME_LETTERS)]
 VariantName = Annotated[str, Field(pattern=_VARIANT_NAME, max_length=MOST_NAME_LETTERS)]
 EnvName = Annotated[str, Field(pattern=_ENV_NAME)]

@@ -69,7 +69,9 @@ def path_of(record: PathRecord) -> str:
     """In words; a pool that did not answer with what it said instead."""
     steps = ["deferred"] if record.deferred_s else []
     steps += [
-        one.pool if one.outcome == "completed" else f"{one.pool} ({one.reason or one.outcome})"
+        one.pool
+        if one.outcome == "completed" and one.reason is None
+        else f"{one.pool} ({one.reason or one.outcome})"
         for one in record.attempts
     ]
     if record.outcome == "cached":

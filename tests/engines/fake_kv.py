@@ -37,6 +37,9 @@ class FakeKv:
         self._blocks: list[list[bytes | None]] = [self._empty() for _ in range(blocks)]
         self._slots: list[list[bytes | None]] = [self._empty() for _ in range(slots)]
 
+    def log_probabilities(self) -> list[float]:
+        return []
+
     def move(self, moves: tuple[Move, ...]) -> None:
         for move in moves:
             match move.kind:

@@ -85,6 +85,9 @@ class Bench:
             raise self.fails.pop(0)
         return tokens
 
+    def log_probabilities(self) -> list[float]:
+        return []
+
     def move(self, moves: tuple[Move, ...]) -> None:
         self.did.append("move")
         self.kv.move(moves)

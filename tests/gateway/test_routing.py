@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +132,58 @@ def test_an_equal_prompt_is_answered_with_what_was_answered_before() -> None:
     decided = list(gateway.decide(6.0))
     assert sent(decided) == [("r2", "small")]
     assert ended(decided) == [("r3", "cached", None), ("r4", "rejected", "no_room")]
+
+
+CASCADE = {"to": ["small", "large"], "cascade_below": 0.6}
+
+
+def sure(number: int, confidence: float, at_s: float) -> RequestRecord:
+    return replace(completed(number, at_s), confidence=confidence)
+
+
+def test_an_answer_that_is_not_sure_enough_goes_on_to_the_next_pool() -> None:
+    gateway = Gateway(routes(CASCADE), POOLS)
+    gateway.arrive(request(0), 0.0)
+    assert sent(list(gateway.decide(0.0))) == [("r0", "small")]
+    assert gateway.ended(sure(0, 0.59, 3.0), 3.0) is None
+    assert sent(list(gateway.decide(3.0))) == [("r0", "large")]
+    path = gateway.ended(sure(0, 0.1, 8.0), 8.0)  # the last pool's answer is the answer
+    assert path is not None
+    assert (path.outcome, path.reason, path.end_s) == ("completed", "unsure", 8.0)
+    assert [(one.pool, one.reason) for one in path.attempts] == [
+        ("small", "unsure"),
+        ("large", "unsure"),
+    ]
+
+
+def test_an_answer_that_is_sure_enough_stays() -> None:
+    gateway = Gateway(routes(CASCADE), POOLS)
+    gateway.arrive(request(0), 0.0)
+    list(gateway.decide(0.0))
+    path = gateway.ended(sure(0, 0.6, 3.0), 3.0)
+    assert path is not None
+    assert (path.outcome, path.reason, len(path.attempts)) == ("completed", None, 1)
+
+
+def test_an_unsure_answer_stands_where_no_other_pool_answers() -> None:
+    full = (POOLS[0], PoolSpec(name="large", max_tokens_in_flight=50))
+    gateway = Gateway(routes(CASCADE), full)
+    gateway.arrive(request(0), 0.0)
+    list(gateway.decide(0.0))
+    assert gateway.ended(sure(0, 0.2, 3.0), 3.0) is None
+    (path,) = list(gateway.decide(3.0))
+    assert isinstance(path, PathRecord)
+    assert (path.outcome, path.reason, path.end_s) == ("completed", "unsure", 3.0)
+
+    gateway = Gateway(routes(CASCADE), POOLS)
+    gateway.arrive(request(0), 0.0)
+    list(gateway.decide(0.0))
+    gateway.ended(sure(0, 0.2, 3.0), 3.0)
+    list(gateway.decide(3.0))
+    broken = RequestRecord(request_id="r0", outcome="failed", reason="engine_died", end_s=5.0)
+    after = gateway.ended(broken, 5.0)
+    assert after is not None
+    assert (after.outcome, after.reason, after.end_s) == ("completed", "unsure", 3.0)
 
 
 def test_under_pressure_the_other_way_is_taken() -> None:

@@ -46,7 +46,8 @@ server:
       url: "http://127.0.0.1:%d"
       every: 500ms
       queries:
-        resident: 'namedprocess_namegroup_memory_bytes{groupname="engine",memtype="resident"}'
+        resident: >-
+          last_over_time(namedprocess_namegroup_memory_bytes{groupname="engine",memtype="resident"}[20s])
         prompt_tokens: 'llamacpp:prompt_tokens_total'
 """
 
@@ -81,7 +82,7 @@ def scraped(tmp_path: Path) -> Iterator[str]:
         f"{engine_port}']}}\n"
     )
     (tmp_path / "prometheus.yml").write_text(
-        "global: {scrape_interval: 500ms, scrape_timeout: 400ms}\nscrape_configs:\n"
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n"
         + "".join(
             f"  - {{job_name: {name}, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}\n"
             for name, port in (("engine", engine_port), ("process", exporter_port))
@@ -92,7 +93,8 @@ def scraped(tmp_path: Path) -> Iterator[str]:
         ["prometheus-process-exporter", "-config.path", str(tmp_path / "exporter.yml"),
          "-web.listen-address", f"127.0.0.1:{exporter_port}", "-children=false"],
         ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}",
-         f"--storage.tsdb.path={tmp_path / 'tsdb'}", f"--web.listen-address=127.0.0.1:{prometheus_port}"],
+         f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+         f"--web.listen-address=127.0.0.1:{prometheus_port}"],
     ]  # fmt: skip
     with ExitStack() as running:
         processes = []

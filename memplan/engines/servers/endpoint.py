@@ -72,7 +72,7 @@ class Endpoint:
         )
 
     def body(self, request: Request, prompt: Sequence[int]) -> Mapping[str, Any]:
-        asked = {
+        asked: dict[str, Any] = {
             **({"model": self._spec.model} if self._spec.model else {}),
             "max_tokens": request.output_tokens,
             "stream": True,
@@ -80,6 +80,8 @@ class Endpoint:
             "ignore_eos": True,
             "temperature": 0,
         }
+        if self._settings.confidence:
+            asked["logprobs"] = True if self.api == "chat" else 1
         if self.api == "chat":
             return {**asked, "messages": [{"role": "user", "content": text_of(prompt)}]}
         return {**asked, "prompt": list(prompt) if self.sends_tokens else text_of(prompt)}

@@ -129,4 +129,5 @@ class Flight:
             output_digest=reply.digest if verdict.outcome == "completed" else None,
             waited_s={"slots": waited_s} if waited_s > 0 else {},
             shared_tokens=reply.cached_tokens,
+            confidence=reply.confidence if verdict.outcome == "completed" else None,
         )

@@ -116,6 +116,7 @@ class LlamaServer:
             "stream": True,
             "cache_prompt": self._settings.prefix_sharing == "kept",
             "temperature": 0,
+            **({"logprobs": 1} if self._settings.confidence else {}),
         }
 
     def gauges_of(self, path: str, answer: bytes) -> Mapping[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,6 +70,7 @@ class Reply:
         self._is_unreadable = False
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
+        self._log_probabilities: list[float] = []
         self.pieces = 0
         """Events with text. Several tokens can come in one: bytes of one letter are held back."""
 
@@ -132,6 +134,12 @@ class Reply:
         return _count(self._usage, "completion_tokens") is not None
 
     @property
+    def confidence(self) -> float | None:
+        """Geometric mean of the probabilities of its tokens, where the server told them."""
+        found = self._log_probabilities
+        return math.exp(math.fsum(found) / len(found)) if found else None
+
+    @property
     def digest(self) -> str | None:
         """Of the text, whose token ids no server tells: first 16 hex digits of SHA-256."""
         return self._digest.hexdigest()[:16] if self.pieces else None
@@ -151,6 +159,7 @@ class Reply:
             text = choice.get("text")
             is_piece = isinstance(text, str) and (bool(text) or finish is None)
         if is_piece:
+            self._log_probabilities += _log_probabilities_in(choice.get("logprobs"))
             self._digest.update(str(text).encode(errors="surrogatepass"))
             self.pieces += 1
             self.last_token_s = at_s
@@ -202,6 +211,21 @@ def _word_of(error: object, otherwise: str) -> str:
     if "context size has been exceeded" in told:
         return "kv_pool_exhausted"
     return otherwise
+
+
+def _log_probabilities_in(told: object) -> list[float]:
+    """Of one piece: the old form of completions (``token_logprobs``) or that of chat (``content``)."""
+    if not isinstance(told, dict):
+        return []
+    values = told.get("token_logprobs")
+    if not isinstance(values, list):
+        content = told.get("content")
+        values = (
+            [one.get("logprob") for one in content if isinstance(one, dict)]
+            if isinstance(content, list)
+            else []
+        )
+    return [float(v) for v in values if isinstance(v, int | float) and -1e4 < v <= 0]
 
 
 def _count(part: Mapping[str, Any] | None, key: str) -> int | None:

@@ -141,6 +141,7 @@ class VllmServer:
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0,
+            **({"logprobs": 1} if self._settings.confidence else {}),
         }
 
     def gauges_of(self, path: str, answer: bytes) -> Mapping[str, int]:

@@ -50,6 +50,7 @@ class TorchRunner:
         self._settings = settings
         self._folder = Path(model_folder)
         self._tensors = open_live_tensors()
+        self._log_probabilities: list[float] = []
         self._device = torch.device(_device_of(settings["device"]))
         config = AutoConfig.from_pretrained(model_folder)
         text = config.get_text_config()
@@ -139,7 +140,13 @@ class TorchRunner:
         # Of a prompt chunk in the middle no logits are wanted, but their shape must exist.
         logits = self.logits(rows, newest or [count - 1])
         chosen: list[int] = logits.argmax(dim=-1).tolist()
+        if self._settings["confidence"]:
+            sure = logits.float().log_softmax(dim=-1).amax(dim=-1)
+            self._log_probabilities = sure.tolist()[: len(newest)]
         return chosen[: len(newest)]
+
+    def log_probabilities(self) -> list[float]:
+        return self._log_probabilities
 
     @torch.no_grad()
     def logits(self, rows: tuple[Row, ...], wanted: list[int]) -> torch.Tensor:
