@@ -1,7 +1,8 @@
 """A burst of short and long requests through two pools behind a gateway, and into one engine without.
 
 Pools: SmolLM2-135M for short requests, Gemma 3 270M for long ones, which fall back to the small model
-when the large one is full. Each class has a memory budget, and each pool's engine a hard limit of that size.
+when the large one is full. Each class has a memory budget, and each pool's engine a hard limit of that
+size.
 The same burst is then given to the large engine alone under the same limit, after memplan has said
 from the first run what that would need.
 
@@ -39,7 +40,7 @@ memplan: 1
 name: burst
 engine: torch
 model: {{package: {large}}}
-settings: {{device: cpu, threads: 1, weights: bf16, max_requests: 64, max_kv_tokens: 65536,
+settings: {{device: cpu, threads: 1, load: read, weights: bf16, max_requests: 64, max_kv_tokens: 65536,
            max_batch_tokens: 256}}
 classes:
   - {{name: short, when: {{input_tokens: "<512"}}, budget: {{cpu: {short_budget}B}}}}

@@ -16,7 +16,7 @@ from memplan.specs.places import Fault, Location
 from memplan.specs.policy_faults import policy_faults
 from memplan.specs.pool_faults import pool_faults
 from memplan.specs.pools import BY_CLASS
-from memplan.specs.server_faults import server_faults
+from memplan.specs.server_faults import has_settings, server_faults
 from memplan.specs.settings import (
     BASE_VARIANT,
     MALLOC_KEYS,
@@ -37,6 +37,8 @@ def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
     """Defaults count only where ``settings_are_whole``: no setting was left out as faulty."""
     yield from dict.fromkeys(_engine_faults(file))  # two values of a matrix may share a fault
     for keys, text in _settings_faults(file.settings):
+        if not has_settings(file.engine, keys):
+            continue
         named = [key for key in keys if key in file.settings.model_fields_set]
         if settings_are_whole or len(named) == len(keys):
             yield ("settings", *map(_key_of, named[:1])), text

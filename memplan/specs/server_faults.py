@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from memplan.specs.model_file import ModelFile
@@ -64,6 +64,12 @@ def server_faults(file: ModelFile) -> Iterator[Fault]:
     yield from _spec_faults(file.engine, file.server or ServerSpec())
     for here, settings in file.written_settings():
         yield from _settings_faults(file.engine, here, settings)
+
+
+def has_settings(engine: str, keys: Iterable[str]) -> bool:
+    """Whether an engine has all of these settings, so that they can contradict each other."""
+    known = KEYS_OF.get(engine)
+    return known is None or all(key in known for key in keys)
 
 
 # --- steps ------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """HTTP/1.1 to a server: streamed requests by the thousand, each a callback, on one event loop.
 
 asyncio moves the bytes and httptools (llhttp) reads them. A connection carries one request at a time and
-is used again; nothing is sent twice.
+is used again; nothing is sent twice. Where the system allows no more of them a request waits for one,
+and ``most_waiting`` tells of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -34,7 +36,12 @@ class HttpClient:
     """``url`` is the server's, and everything in it before the path is where requests go."""
 
     def __init__(
-        self, url: str, *, loop: asyncio.AbstractEventLoop, headers: Mapping[str, str]
+        self,
+        url: str,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        headers: Mapping[str, str],
+        most_connections: int = 512,
     ) -> None:
         parts = urlsplit(url)
         self._loop = loop
@@ -46,6 +53,11 @@ class HttpClient:
         self._head += f"Host: {parts.netloc.rpartition('@')[2]}\r\n"
         self._free: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._most_connections = most_connections
+        self._open = 0
+        self._unsent: deque[tuple[bytes, Exchange]] = deque()
+        self.most_waiting = 0
+        """Requests that waited for a connection at once."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def post(self, path: str, body: bytes, exchange: Exchange) -> None:
@@ -83,6 +95,11 @@ class HttpClient:
                 self._busy.add(connection)
                 connection.send(message, exchange)
                 return
+        if self._open >= self._most_connections:
+            self._unsent.append((message, exchange))
+            self.most_waiting = max(self.most_waiting, len(self._unsent))
+            return
+        self._open += 1
         task = self._loop.create_task(self._connect(message, exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -95,17 +112,30 @@ class HttpClient:
                     lambda: connection, self._host, self._port, ssl=self._tls
                 )
         except (OSError, ssl.SSLError, TimeoutError):
+            self._open -= 1
             exchange.over("connection_refused")
+            self._send_waiting()
             return
         self._busy.add(connection)
         connection.send(message, exchange)
 
-    def is_over(self, connection: _Connection, *, is_kept: bool) -> None:
+    def _send_waiting(self) -> None:
+        if self._unsent:
+            self._send(*self._unsent.popleft())
+
+    def is_free(self, connection: _Connection, *, is_kept: bool) -> None:
+        """It carries nothing any more; ``is_kept``: it can carry something else."""
         self._busy.discard(connection)
         if is_kept:
             self._free.append(connection)
+            self._send_waiting()
         else:
             connection.close()
+
+    def is_closed(self) -> None:
+        """One connection less."""
+        self._open -= 1
+        self._send_waiting()
 
 
 class _Connection(asyncio.Protocol):
@@ -149,6 +179,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end("stream_cut" if self._has_status else "connection_lost", is_kept=False)
+        self._client.is_closed()
 
     # --- httptools' side -----------------------------------------------------------------------
 
@@ -173,6 +204,6 @@ class _Connection(asyncio.Protocol):
     def _end(self, fault: str | None, *, is_kept: bool) -> None:
         exchange, self.exchange = self.exchange, None
         self._parser = None
-        self._client.is_over(self, is_kept=is_kept and self.is_open)
         if exchange is not None:
             exchange.over(fault)
+        self._client.is_free(self, is_kept=is_kept and self.is_open)

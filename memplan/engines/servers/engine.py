@@ -8,6 +8,7 @@ import json
 import resource
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,9 @@ _GAUGES_EVERY_S = 0.5
 _DEATH_IS_KNOWN_S = 0.5
 _TICK_S = 0.05
 _IDLE_SEGMENT_S = 1.0
+_OWN_FILES = 128
+_MOST_CONNECTIONS = 25_000
+"""To one address and port there are about 28,000 local ports (ip_local_port_range)."""
 
 
 class ServerEngine:
@@ -61,8 +65,9 @@ class ServerEngine:
         self._meter: OutsideMeter | None = None
         self._kv = Kv(bytes_per_token=0, block_tokens=1)
         self._slots = deployment.settings.max_requests
-        self._flights: dict[str, Flight] = {}
-        """Not over yet, in the order in which they were sent."""
+        self._running: dict[str, Flight] = {}
+        """As many as the server has slots, in the order in which they came; the rest waits."""
+        self._waiting: deque[Flight] = deque()
         self._touched: dict[str, Flight] = {}
         """Those that ran in the open segment."""
         self._doubtful: list[Flight] = []
@@ -74,7 +79,7 @@ class ServerEngine:
         self._has_noted: set[str] = set()
 
     def start(self) -> EngineFacts:
-        _allow_many_connections()
+        self._most_connections = _allow_many_connections()
         try:
             if self._deployment.engine == "endpoint":
                 assert self._spec.url is not None
@@ -88,7 +93,7 @@ class ServerEngine:
         assert self._client is not None
         self._cut()
         flight = self._flight(request, len(prompt), self._over)
-        self._flights[request.request_id] = flight
+        self._waiting.append(flight)
         self._admit()
         body = json.dumps(self._server.body(request, prompt)).encode()
         self._client.post(self._server.path, body, flight)
@@ -104,6 +109,14 @@ class ServerEngine:
         return events
 
     def stop(self) -> tuple[EngineEvent, ...]:
+        if self._client is not None and self._client.most_waiting:
+            self._note(
+                "connections_exhausted",
+                f"Up to {self._client.most_waiting:,} requests waited for a connection: this machine "
+                f"allows memplan {self._most_connections:,}. They were sent late, and their latency "
+                "includes it.",
+                "Raise the limit of open files (ulimit -n), or replay with --dilation.",
+            )
         self._cut(is_last=True)
         self._end()
         events = tuple(one for one in self._backlog if not isinstance(one, Died))
@@ -136,7 +149,9 @@ class ServerEngine:
 
     def _ready(self, url: str, *, began_s: float) -> EngineFacts:
         headers = start_up.headers_of(self._spec)
-        self._client = HttpClient(url, loop=self._loop, headers=headers)
+        self._client = HttpClient(
+            url, loop=self._loop, headers=headers, most_connections=self._most_connections
+        )
         talk = start_up.Talk(
             self._client,
             self._server,
@@ -240,16 +255,15 @@ class ServerEngine:
 
     def _over(self, flight: Flight) -> None:
         if flight.is_doubtful and self._child is not None:
-            del self._flights[flight.request.request_id]
+            self._leave(flight)
             self._doubtful.append(flight)
         else:
             self._end_flight(flight)
-        self._admit()
         self._wake.set()
 
     def _end_flight(self, flight: Flight) -> None:
         self._cut()
-        self._flights.pop(flight.request.request_id, None)
+        self._leave(flight)
         self._backlog.append(Ended(record=flight.record()))
         if flight.verdict.outcome == "completed" and not flight.reply.has_usage:
             self._note(
@@ -260,19 +274,24 @@ class ServerEngine:
             )
 
     def _admit(self) -> None:
-        """The first so many are running, in the order in which they came: what slots do."""
-        for flight, _ in zip(self._flights.values(), range(self._slots), strict=False):
-            if flight.admitted_s is None:
-                flight.admitted_s = self._now_s()
+        while self._waiting and len(self._running) < self._slots:
+            flight = self._waiting.popleft()
+            flight.admitted_s = self._now_s()
+            self._running[flight.request.request_id] = flight
             self._touched[flight.request.request_id] = flight
+
+    def _leave(self, flight: Flight) -> None:
+        if self._running.pop(flight.request.request_id, None) is not None:
+            self._admit()
+        elif flight in self._waiting:  # answered out of order, or given up
+            self._waiting.remove(flight)
 
     def _cut(self, *, is_last: bool = False) -> None:
         """Ends the open segment with those that ran in it, unless it has just begun."""
         if self._meter is None or (self._meter.is_young and not is_last):
             return
-        touched, self._touched = self._touched, {}
+        touched, self._touched = self._touched, dict(self._running)
         told = [flight.told(self._kv) for flight in touched.values()]
-        running = min(len(self._flights), self._slots)
         gauges = {
             **self._gauges,
             "engine.kv_blocks": sum(part.kv_used_bytes for part, _, _ in told),
@@ -283,7 +302,7 @@ class ServerEngine:
                 in_flight=tuple(part for part, _, _ in told),
                 prefill_tokens=sum(read for _, read, _ in told),
                 decode_tokens=sum(decoded for _, _, decoded in told),
-                waiting=len(self._flights) - running,
+                waiting=len(self._waiting),
                 engine=gauges,
             )
         except ProcessLookupError:  # it has just died, and the next poll will say so
@@ -291,7 +310,6 @@ class ServerEngine:
             return
         self._opened_s = segment.end_s
         self._backlog.append(SegmentClosed(segment=segment))
-        self._admit()
 
     def _tick(self) -> None:
         now_s = self._now_s()
@@ -306,7 +324,7 @@ class ServerEngine:
         self._look_whether_dead(now_s)
 
     def _give_up_late(self, now_s: float) -> None:
-        for flight in list(self._flights.values()):
+        for flight in [*self._running.values(), *self._waiting]:
             spoke_s = flight.reply.last_token_s
             if now_s - flight.sent_s > self._spec.request_timeout_s:
                 word = "timed_out"
@@ -318,7 +336,6 @@ class ServerEngine:
             self._client.abandon(flight)
             flight.fault, flight.end_s = word, now_s
             self._end_flight(flight)
-            self._admit()
 
     def _ask_gauges(self, now_s: float) -> None:
         if now_s < self._gauges_due_s or self._client is None or self._is_dead:
@@ -336,7 +353,8 @@ class ServerEngine:
         if self._child is not None and not self._is_dead and self._child.exit_code is not None:
             self._is_dead = True
             self._doubtful.clear()  # they went with it
-            self._flights.clear()
+            self._running.clear()
+            self._waiting.clear()
             self._backlog.append(self._child.death())
         due = [f for f in self._doubtful if now_s - (f.end_s or 0.0) > _DEATH_IS_KNOWN_S]
         for flight in due:
@@ -377,8 +395,11 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _allow_many_connections() -> None:
+def _allow_many_connections() -> int:
+    """As many as the system lets us have; memplan's own files need some, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(16, min(soft - _OWN_FILES, _MOST_CONNECTIONS))

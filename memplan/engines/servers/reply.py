@@ -80,7 +80,7 @@ class Reply:
             self._is_done = True
             return
         try:
-            event = json.loads(data)
+            event = json.loads(data.decode())  # told the encoding, it need not be found out
         except ValueError:
             self._is_unreadable = True
             return
