@@ -5,8 +5,8 @@ Against `mock_stream.py`, whose own count is the truth; the mock has one core an
 - **driver**: the driver alone, which sends, reads streams and makes records, 64 requests at once.
 - **rate**: the whole `memplan replay`, answered at once in four tokens: replies a second, and a CPU
   second of memplan, recording and all.
-- **pace**: `memplan replay` of 200 requests a second, evenly random, each 16 tokens 5 ms apart: how late each was sent (by
-  the mock's clock too), the most in flight as memplan saw it against the mock's own count, and the peak
+- **pace**: `memplan replay` of 200 requests a second, evenly random, each 16 tokens 5 ms apart: how
+  late each was sent, the most in flight as memplan saw it against the mock's own count, and the peak
   of memplan's process.
 
     python benchmarks/sender.py --out reports/benchmark_sender.json

@@ -148,8 +148,15 @@ def profile(
                  sample_period, force, quality=meter)
             for one in chosen
         ]  # fmt: skip
-        found = _profiled(jobs, resume=resume)
+        found, failed = _profiled(jobs, resume=resume)
     print_runs(found, as_json=as_json)
+    if failed:
+        names = ", ".join(failed)
+        raise EngineError(
+            f"{len(failed)} of {len(jobs)} variants could not be measured, their engine did not start "
+            f"({names}); of the first: {next(iter(failed.values())).message}",
+            hint=f"correct them and go on: memplan profile … --out {parent} --resume",
+        )
     _say_how_it_ended(parent, found)
 
 
@@ -262,9 +269,10 @@ def _refuse_resume(*, resume: bool, out: Path | None, force: bool) -> None:
         )
 
 
-def _profiled(jobs: list[Job], *, resume: bool) -> list[Found]:
+def _profiled(jobs: list[Job], *, resume: bool) -> tuple[list[Found], dict[str, EngineError]]:
     """Runs the jobs that are not finished yet, until one is interrupted; kept ones are read. An
-    engine that dies under one variant says nothing about the others."""
+    engine that dies under one variant, or does not start, says nothing about the others; those that
+    did not are returned by variant. Raises EngineError where none did."""
     from dataclasses import replace
 
     from memplan.clock import MonotonicClock
@@ -279,6 +287,7 @@ def _profiled(jobs: list[Job], *, resume: bool) -> list[Found]:
     labels = [f"{job.deployment.name} {job.deployment.variant}" for job in jobs]
     progress = ProfileProgress(labels, [work_of(job.waves) for job in jobs], MonotonicClock())
     found: list[Found] = []
+    failed: dict[str, EngineError] = {}
     for label, job in zip(labels, jobs, strict=True):
         before, why = kept_run(job) if resume else (None, "")
         if before is not None:
@@ -287,12 +296,20 @@ def _profiled(jobs: list[Job], *, resume: bool) -> list[Found]:
             continue
         rest = progress.begin(why)
         with stopping_on_signals() as stop, ProgressWatcher(label, job.waves, rest) as watcher:
-            measure(replace(job, force=job.force or resume), watcher=watcher, stop=stop)
+            try:
+                measure(replace(job, force=job.force or resume), watcher=watcher, stop=stop)
+            except EngineError as error:
+                failed[job.deployment.variant] = error
         progress.end()
+        if job.deployment.variant in failed:
+            print(f"memplan: {failed[job.deployment.variant].message}", file=sys.stderr)
+            continue
         found += read_runs([job.folder])
         if _how_it_ended(found[-1:]) == "interrupted":
             break
-    return found
+    if failed and not found:
+        raise next(iter(failed.values()))
+    return found, failed
 
 
 def _refuse_measured(jobs: list[Job]) -> None:

@@ -110,6 +110,8 @@ def _dropped_with(location: Location) -> Location:
             return ("variants", index)
         case (("model" | "self_test" | "stack") as part, *_):
             return (part,)  # of a stack too: what stands on a faulty step is another stack
+        case ("server", "memory", *_):
+            return ("server", "memory")
         case ("matrix", str(key), *_):
             return ("matrix", key)
         case _:

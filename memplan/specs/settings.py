@@ -13,6 +13,7 @@ from memplan.specs.values import (
     Count,
     EnvName,
     EnvValue,
+    GpuLayers,
     ModulePattern,
     Name,
     Part,
@@ -111,7 +112,7 @@ class Settings(Part):
     micro_batch_tokens: Count | None = None
     repack: bool = True
     prompt_cache_bytes: Bytes = Field(default=0, alias="prompt_cache")
-    gpu_layers: Annotated[int, Field(ge=0, le=4096)] | Literal["all"] | None = None
+    gpu_layers: GpuLayers | None = None
     kv_on_host: bool = False
     cpu_offload_bytes: Bytes | None = Field(default=None, alias="cpu_offload")
     env: dict[EnvName, EnvValue] = Field(

@@ -24,6 +24,7 @@ from memplan.errors import InputError
 from memplan.units import BYTES_PATTERN, SECONDS_PATTERN, parse_bytes, parse_seconds
 
 MOST_TOKENS = 2**31 - 1
+MOST_LAYERS = 4096
 MOST_NAME_LETTERS = 100
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _VARIANT_NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -97,6 +98,13 @@ def _trim_of(value: object) -> str | float:
         return _seconds_of(value)
     except PydanticCustomError:
         raise _expected("never, after_release, or a duration above zero such as 5s") from None
+
+
+def _layers_of(value: object) -> str | int:
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    if value == "all" or (is_count and 0 <= int(str(value)) <= MOST_LAYERS):
+        return "all" if value == "all" else int(str(value))
+    raise _expected(f"all, or a whole number from 0 to {MOST_LAYERS}")
 
 
 def _range_of(value: object) -> TokenRange:
@@ -193,6 +201,13 @@ Operations = Annotated[
                 {"type": "array", "items": {"type": "string"}, "minItems": 1},
             ]
         }
+    ),
+]
+GpuLayers = Annotated[
+    Literal["all"] | int,
+    PlainValidator(_layers_of),
+    WithJsonSchema(
+        {"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 0, "maximum": MOST_LAYERS}]}
     ),
 ]
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]

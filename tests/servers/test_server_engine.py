@@ -306,3 +306,18 @@ def test_an_endpoint_that_dies_ends_its_requests_and_the_replay_completes(
     assert found["completed"] >= 1
     assert found["stream_cut"] + found["connection_refused"] + found["connection_lost"] >= 1
     assert sum(found.values()) == 4
+
+
+def test_a_variant_that_does_not_start_does_not_end_the_profile(
+    tmp_path: Path, llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = "variants:\n  - {name: broken, env: {FAKE: fails}}\n  - {name: q8, kv: q8_0}\n"
+    (tmp_path / "model.yaml").write_text(llama + variants)
+    words = ["profile", str(tmp_path / "model.yaml"), "--out", str(tmp_path / "p"), "--longest", "32",
+             "--repeats", "1", "--json"]  # fmt: skip
+    assert run(words) == 4
+    said = capsys.readouterr()
+    measured = {one["variant"] for one in json.loads(said.out)["variants"]}
+    assert measured == {"base", "q8"}
+    assert "1 of 3 variants could not be measured" in said.err.replace("\n", " ")
+    assert "broken" in said.err

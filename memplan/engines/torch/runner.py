@@ -140,7 +140,7 @@ class TorchRunner:
         # Of a prompt chunk in the middle no logits are wanted, but their shape must exist.
         logits = self.logits(rows, newest or [count - 1])
         chosen: list[int] = logits.argmax(dim=-1).tolist()
-        if self._settings["confidence"]:
+        if self._settings.get("confidence"):
             sure = logits.float().log_softmax(dim=-1).amax(dim=-1)
             self._log_probabilities = sure.tolist()[: len(newest)]
         return chosen[: len(newest)]
