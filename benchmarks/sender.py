@@ -45,7 +45,7 @@ engine: endpoint
 settings: {{max_requests: {at_once}}}
 server: {{url: "http://127.0.0.1:{port}/v1"}}
 """
-RATE_PER_S, RATE_S, RATE_TOKENS, RATE_AT_ONCE = 3_000, 6, 4, 256
+RATE_PER_S, RATE_S, RATE_TOKENS, RATE_AT_ONCE = 4_000, 8, 4, 256
 DRIVER_REQUESTS, DRIVER_AT_ONCE = 60_000, 64
 PACE_PER_S, PACE_S, PACE_TOKENS, PACE_GAP_MS = 200, 60, 16, 5.0
 CLAIMS = {"replies_per_s": 8000, "lag_p99_s": 0.003, "client_peak_mib": 60}
