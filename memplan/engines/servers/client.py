@@ -74,6 +74,7 @@ class HttpClient:
 
     def abandon(self, exchange: Exchange) -> None:
         """Closes its connection, which tells the server that nobody listens; no ``over`` follows."""
+        self._unsent = deque(one for one in self._unsent if one[1] is not exchange)
         for connection in list(self._busy):
             if connection.exchange is exchange:
                 connection.exchange = None
@@ -82,6 +83,7 @@ class HttpClient:
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._unsent.clear()
         for connection in [*self._free, *self._busy]:
             connection.exchange = None
             connection.close()

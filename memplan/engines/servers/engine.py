@@ -31,6 +31,7 @@ from memplan.specs import Deployment
 _GAUGES_EVERY_S = 0.5
 _DEATH_IS_KNOWN_S = 0.5
 _TICK_S = 0.05
+_LOOK_EVERY_S = 0.02
 _IDLE_SEGMENT_S = 1.0
 _OWN_FILES = 128
 _MOST_CONNECTIONS = 25_000
@@ -72,7 +73,7 @@ class ServerEngine:
         """Those that ran in the open segment."""
         self._doubtful: list[Flight] = []
         self._gauges: dict[str, int] = {}
-        self._gauges_due_s = 0.0
+        self._gauges_due_s = self._look_due_s = 0.0
         self._opened_s = 0.0
         self._backlog: list[EngineEvent] = []
         self._is_dead = False
@@ -142,6 +143,8 @@ class ServerEngine:
             except EngineError:
                 if last or not start_up.is_port_taken(self._child.printed()):
                     raise
+                if self._client is not None:
+                    self._client.close()
                 self._child.kill()
                 continue
             return replace(facts, start={**facts.start, **files_state})
@@ -278,7 +281,8 @@ class ServerEngine:
             flight = self._waiting.popleft()
             flight.admitted_s = self._now_s()
             self._running[flight.request.request_id] = flight
-            self._touched[flight.request.request_id] = flight
+            if self._meter is not None:
+                self._touched[flight.request.request_id] = flight
 
     def _leave(self, flight: Flight) -> None:
         if self._running.pop(flight.request.request_id, None) is not None:
@@ -319,9 +323,11 @@ class ServerEngine:
             else:
                 with contextlib.suppress(ProcessLookupError):
                     self._meter.slice()
-        self._give_up_late(now_s)
         self._ask_gauges(now_s)
-        self._look_whether_dead(now_s)
+        if now_s >= self._look_due_s:  # a thousand polls a second need not all look
+            self._look_due_s = now_s + _LOOK_EVERY_S
+            self._give_up_late(now_s)
+            self._look_whether_dead(now_s)
 
     def _give_up_late(self, now_s: float) -> None:
         for flight in [*self._running.values(), *self._waiting]:
