@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,7 +83,19 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 def check_gguf_whole(path: Path) -> GgufHeader:
-    """The header, if the file holds every tensor that it names. Raises InputError."""
+    """The header, if the file holds every tensor that it names. Raises InputError.
+
+    Read once as long as the file stays as it is: a vocabulary of 262,144 words takes 0.3 s.
+    """
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return _whole_header(path, 0, 0)  # which says what is wrong
+    return _whole_header(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _whole_header(path: Path, mtime_ns: int, size_bytes: int) -> GgufHeader:
     header = read_gguf_header(path)
     if header.file_bytes < header.needed_bytes:
         raise _unusable(

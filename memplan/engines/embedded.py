@@ -17,8 +17,9 @@ from memplan.cgroups import Group, Place, make_group
 from memplan.compiled import Compiled, cache_folder
 from memplan.engines import Died, Ended, EngineEvent, OutOfMemory, Planted, SegmentClosed
 from memplan.engines.admission import adapter_of, class_bytes_of, priority_of
-from memplan.engines.allocator.preload import preloading
+from memplan.engines.allocator.preload import allocator_environment
 from memplan.engines.channel import Channel, ChannelClosedError, packed
+from memplan.engines.endings import ending_text, killed_while_loading
 from memplan.engines.native_cuts import find_library
 from memplan.engines.planted import with_library
 from memplan.engines.witnessed import (
@@ -39,7 +40,6 @@ from memplan.records import (
     Slice,
 )
 from memplan.specs import Deployment
-from memplan.units import bytes_text
 
 _STOP_S = 20.0
 
@@ -94,13 +94,7 @@ class EmbeddedEngine:
         except ChannelClosedError as error:
             words, killed = self._last_words(), self._out_of_memory()
             if killed is not None and killed.limit_bytes is not None:
-                raise EngineError(
-                    f"the {self._deployment.engine} engine cannot load its model within the memory "
-                    f"limit of {bytes_text(killed.limit_bytes)}: the kernel killed it with "
-                    f"{bytes_text(killed.charged_peak_bytes)} charged at the peak",
-                    hint="raise --memory-limit (settings.memory_limit); without one the load peak "
-                    "is measured",
-                ) from error
+                raise killed_while_loading(self._deployment.engine, killed) from error
             raise EngineError(
                 f"the {self._deployment.engine} engine stopped while it was starting ({words})",
                 hint=f"its whole output: {self._log}",
@@ -228,8 +222,7 @@ class EmbeddedEngine:
         settings = self._deployment.settings
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         threads = {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
-        env = {**settings.malloc_env, **settings.env}
-        env |= preloading(settings.allocator, env)
+        env = allocator_environment(settings)
         # The hook goes in front, and asks the allocator behind it how large a tensor's memory is.
         hook = self._tensor_hook(env) if self._deployment.engine == "torch" else {}
         return {**os.environ, **quiet, **threads, **env, **hook}
@@ -277,10 +270,7 @@ class EmbeddedEngine:
             code = self._process.wait(timeout=_STOP_S)
         except subprocess.TimeoutExpired:
             return "its channel closed while the process lives on"
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        lines = self._log.read_text(errors="replace").strip().splitlines() if code else []
-        return f"exit code {code}" + (f": {lines[-1][:200]}" if lines else "")
+        return ending_text(code, self._log.read_text(errors="replace"))
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan.errors import MachineError
+
+if TYPE_CHECKING:  # pydantic is no part of an engine's memory
+    from memplan.specs import Settings
 
 _LIBRARIES = {
     "jemalloc": ("libjemalloc.so.2",),
@@ -21,6 +25,12 @@ _INSTALL = {
     "tcmalloc": "apt-get install libtcmalloc-minimal4 (libtcmalloc-minimal4t64 from Debian 13 and "
     "Ubuntu 24.04 on)",
 }
+
+
+def allocator_environment(settings: Settings) -> dict[str, str]:
+    """What an engine's environment gets of its settings: ``env``, malloc's variables, the allocator."""
+    env = {**settings.malloc_env, **settings.env}
+    return {**env, **preloading(settings.allocator, env)}
 
 
 def preloading(allocator: str, env: Mapping[str, str]) -> dict[str, str]:

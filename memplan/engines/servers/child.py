@@ -14,6 +14,7 @@ from pathlib import Path
 
 from memplan.cgroups import Group, Place, make_group
 from memplan.engines import Died, OutOfMemory
+from memplan.engines.endings import ending_text
 from memplan.errors import EngineError, MachineError
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -75,13 +76,8 @@ class Child:
     def death(self) -> Died:
         """How it ended, in words, once it has."""
         code = self._exit_code
-        if code is None:
-            reason = "its keeper ended before it"
-        elif code < 0:
-            reason = f"killed by {signal.Signals(-code).name}"
-        else:
-            lines = [line for line in self.printed().splitlines() if line.strip()]
-            reason = f"exit code {code}" + (f": {lines[-1][:200]}" if lines else "")
+        gone = "its keeper ended before it"
+        reason = gone if code is None else ending_text(code, self.printed())
         return Died(reason=reason, out_of_memory=self._out_of_memory())
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from memplan.cgroups import Place
 from memplan.engines import Died, Ended, EngineEvent, Noted, SegmentClosed
+from memplan.engines.allocator.preload import allocator_environment
 from memplan.engines.servers import start_up
 from memplan.engines.servers.child import Child
 from memplan.engines.servers.client import HttpClient
@@ -133,7 +134,10 @@ class ServerEngine:
             files_state = weight_files_state(self._server.weight_files())
             self._child = Child(
                 self._server.command(port),
-                env={**start_up.environment_of(self._deployment), **self._server.environment()},
+                env={
+                    **allocator_environment(self._deployment.settings),
+                    **self._server.environment(),
+                },
                 log=self._log,
                 limit_bytes=self._deployment.settings.memory_limit_bytes,
                 above=self._above,

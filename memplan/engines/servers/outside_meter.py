@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from memplan.engines.cuts import LONGEST_SLICE_S
 from memplan.engines.family import Family
 from memplan.records import InFlight, Segment, SegmentKind, Slice
 
-LONGEST_SLICE_S = 0.05
-"""As for engines of our own; where memplan itself pauses one is longer, and exact all the same."""
 SHORTEST_SEGMENT_S = 0.005
 """Requests that begin or end within it share a segment: reading is work, and beside the server."""
 
@@ -38,7 +37,8 @@ class OutsideMeter:
 
     @property
     def is_due(self) -> bool:
-        """Whether the open slice is as long as one may be."""
+        """Whether the open slice is as long as one may be. Where memplan itself pauses one is longer,
+        and its peak exact all the same."""
         return self.now_s() >= self._cut_s + LONGEST_SLICE_S
 
     @property

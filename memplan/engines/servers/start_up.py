@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from memplan.engines.allocator.preload import preloading
+from memplan.engines.endings import killed_while_loading
 from memplan.engines.servers.child import Child
 from memplan.engines.servers.client import HttpClient
 from memplan.engines.servers.described import Server, ServerFacts
@@ -21,7 +21,6 @@ from memplan.procfs import ProcessMemory, mapped_resident_bytes, proportional_by
 from memplan.records import Request
 from memplan.specs import Deployment
 from memplan.specs.server import ServerSpec
-from memplan.units import bytes_text
 
 _LOOK_EVERY_S = 0.05
 _PROOF_TOKENS = 16
@@ -143,13 +142,7 @@ class Talk:
         death = self._child.death()
         killed = death.out_of_memory
         if killed is not None and killed.limit_bytes is not None:
-            raise EngineError(
-                f"{self._name} cannot load its model within the memory limit of "
-                f"{bytes_text(killed.limit_bytes)}: the kernel killed it with "
-                f"{bytes_text(killed.charged_peak_bytes)} charged at the peak",
-                hint="raise --memory-limit (settings.memory_limit); without one the load peak is "
-                "measured",
-            )
+            raise killed_while_loading(self._deployment.engine, killed)
         raise EngineError(
             f"{self._name} stopped while it was starting ({death.reason}){_why(self._child.printed())}",
             hint="its whole output is in engine.log of the run folder",
@@ -201,12 +194,6 @@ class Talk:
             f"{self._name} {words.get(reason or '', f'failed its first request: {reason}')}",
             hint=hints.get(reason or "", "docs/server-engines.md, Outcomes, says what that means"),
         )
-
-
-def environment_of(deployment: Deployment) -> dict[str, str]:
-    settings = deployment.settings
-    env = {**settings.malloc_env, **settings.env}
-    return {**env, **preloading(settings.allocator, env)}
 
 
 def headers_of(spec: ServerSpec) -> Mapping[str, str]:

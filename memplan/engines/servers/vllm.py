@@ -15,6 +15,7 @@ from typing import Any
 
 from memplan.engines.servers.described import ServerFacts, labels_in, metrics_in
 from memplan.engines.servers.reply import Api
+from memplan.engines.torch.prepare import prepared_folder, tokenizer_folder
 from memplan.errors import MachineError
 from memplan.records import Request
 from memplan.specs import Deployment
@@ -64,6 +65,7 @@ class VllmServer:
             sharing = "--no-enable-prefix-caching"
         given = [
             "--model", str(self._folder), "--served-model-name", "m",
+            "--tokenizer", str(tokenizer_folder(self._deployment)),
             "--host", "127.0.0.1", "--port", str(port),
             "--dtype", _DTYPES[settings.weights],
             "--max-model-len", str(vllm_context_tokens(self._deployment)),
@@ -72,8 +74,6 @@ class VllmServer:
             "--kv-cache-memory-bytes", str(self._pool_bytes),
             "--enforce-eager", sharing,
         ]  # fmt: skip
-        tokenizer = _tokenizer_folder(self._deployment, self._folder)
-        given += ["--tokenizer", str(tokenizer)] if tokenizer else ["--skip-tokenizer-init"]
         if settings.kv == "fp8":
             given += ["--kv-cache-dtype", "fp8"]
         if "block_tokens" in settings.model_fields_set:
@@ -195,19 +195,7 @@ def vllm_context_tokens(deployment: Deployment) -> int:
 def _model_folder(deployment: Deployment) -> Path:
     """Of a GGUF file the folder that engine torch would map: vLLM's own reader of it needs a GPU."""
     source = deployment.model_file()
-    if source.is_dir():
-        return source
-    from memplan.engines.torch.prepare import prepared_folder
-
-    return prepared_folder(deployment)
-
-
-def _tokenizer_folder(deployment: Deployment, folder: Path) -> Path | None:
-    if (folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists():
-        return None if deployment.model_file().is_dir() is False else folder
-    from memplan.engines.torch.prepare import tokenizer_folder
-
-    return tokenizer_folder(deployment)
+    return source if source.is_dir() else prepared_folder(deployment)
 
 
 def _text_config(folder: Path) -> dict[str, Any]:
