@@ -36,9 +36,7 @@ _MOST_SHOWN = 8
 def impossible(file: ModelFile, *, settings_are_whole: bool) -> Iterator[Fault]:
     """Defaults count only where ``settings_are_whole``: no setting was left out as faulty."""
     yield from dict.fromkeys(_engine_faults(file))  # two values of a matrix may share a fault
-    for keys, text in _settings_faults(file.settings):
-        if not has_settings(file.engine, keys):
-            continue
+    for keys, text in _settings_faults(file.engine, file.settings):
         named = [key for key in keys if key in file.settings.model_fields_set]
         if settings_are_whole or len(named) == len(keys):
             yield ("settings", *map(_key_of, named[:1])), text
@@ -138,8 +136,14 @@ def _key_of(field: str) -> str:
     return Settings.model_fields[field].alias or field
 
 
-def _settings_faults(settings: Settings) -> Iterator[tuple[tuple[str, str], str]]:
-    """Each with the two keys that do not go together."""
+def _settings_faults(engine: str, settings: Settings) -> Iterator[tuple[tuple[str, str], str]]:
+    """Each with the two keys that do not go together, where the engine has both."""
+    for keys, text in _contradictions(settings):
+        if has_settings(engine, keys):
+            yield keys, text
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[tuple[str, str], str]]:
     if settings.max_kv_tokens < settings.block_tokens:
         yield (
             ("max_kv_tokens", "block_tokens"),
@@ -271,7 +275,7 @@ def _variant_faults(file: ModelFile) -> Iterator[Fault]:
                     (*here, "adapters"),
                     f'of class "{spec.name}" {_no_adapter(spec.adapter, variant)}',
                 )
-        for keys, text in _settings_faults(file.settings.model_copy(update=changed)):
+        for keys, text in _settings_faults(file.engine, file.settings.model_copy(update=changed)):
             named = [key for key in keys if key in changed]
             if named:
                 yield (*here, _key_of(named[0])), text
@@ -297,7 +301,9 @@ def _matrix_faults(file: ModelFile) -> Iterator[Fault]:
         if variant.name in listed:
             names.setdefault("there is another variant of this name", []).append(variant.name)
         listed.add(variant.name)
-        for keys, text in _settings_faults(file.settings.model_copy(update=dict(variant.replaced))):
+        for keys, text in _settings_faults(
+            file.engine, file.settings.model_copy(update=dict(variant.replaced))
+        ):
             if any(key in variant.replaced for key in keys):
                 names.setdefault(text, []).append(variant.name)
     for reason, among in names.items():
@@ -316,7 +322,7 @@ def _stack_faults(file: ModelFile) -> Iterator[Fault]:
         changed = {k: v for k, v in step.replaced.items() if v != getattr(below, k)}
         if not changed:
             yield here, f'step "{step.name}" changes nothing of what is below it'
-        for keys, text in _settings_faults(below.model_copy(update=changed)):
+        for keys, text in _settings_faults(file.engine, below.model_copy(update=changed)):
             named = [key for key in keys if key in changed]
             if named:
                 yield (*here, _key_of(named[0])), text
@@ -326,7 +332,7 @@ def _pool_settings_faults(file: ModelFile) -> Iterator[Fault]:
     for index, pool in enumerate(file.pools if file.pools != BY_CLASS else ()):
         named = pool.settings.model_fields_set
         own = {key: getattr(pool.settings, key) for key in named}
-        for keys, text in _settings_faults(file.settings.model_copy(update=own)):
+        for keys, text in _settings_faults(file.engine, file.settings.model_copy(update=own)):
             given = [key for key in keys if key in named]
             if given:
                 yield ("pools", index, "settings", _key_of(given[0])), text
