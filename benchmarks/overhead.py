@@ -277,7 +277,7 @@ def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
 
 def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> Any:
     from memplan.engines import SegmentClosed
-    from memplan.engines.embedded import _event, _facts
+    from memplan.engines.embedded import WorkerWords, _facts
     from memplan.machine import read_machine
     from memplan.recording import RunWriter
     from memplan.records import SCHEMA, RunHeader, Sample, WorkloadFacts
@@ -292,6 +292,7 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
     )  # fmt: skip
     writer = RunWriter(Path(scratch) / "run", header)
     attached, segments, due_s = False, 0, 0.0
+    said = WorkerWords(engine_start=0)
     while True:
         for message in ours.receive(max(0.0, due_s - time.monotonic()) if attached else None):
             match message["type"]:
@@ -313,10 +314,10 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
                         "policy": found.policy if found is not None else None,
                     }
                 case _:
-                    event = _event(message)
-                    if isinstance(event, SegmentClosed):
-                        writer.segment(event.segment)
-                        segments += 1
+                    for event in said.events(message):
+                        if isinstance(event, SegmentClosed):
+                            writer.segment(event.segment)
+                            segments += 1
         now_s = time.monotonic()
         if attached and now_s >= due_s:
             values: dict[str, int] = {}

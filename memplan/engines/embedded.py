@@ -22,6 +22,7 @@ from memplan.engines.channel import Channel, ChannelClosedError, packed
 from memplan.engines.endings import ending_text, killed_while_loading
 from memplan.engines.native_cuts import find_library
 from memplan.engines.planted import with_library
+from memplan.engines.raw_segments import RawSegment, TensorNames, fields_of, unpacked_segments
 from memplan.engines.witnessed import (
     weight_files_state,
     with_charges,
@@ -65,6 +66,7 @@ class EmbeddedEngine:
         self._channel: Channel | None = None
         self._group: Group | None = None
         self._backlog: list[EngineEvent] = []
+        self._said = WorkerWords(engine_start=number)
 
     def start(self) -> EngineFacts:
         config = self._config()
@@ -249,11 +251,12 @@ class EmbeddedEngine:
                             hint=f"its whole output: {self._log}",
                         )
                     case _:
-                        self._backlog.append(_event(message))
+                        self._backlog += self._said.events(message)
 
     def _receive(self, timeout_s: float) -> None:
         try:
-            self._backlog += [_event(m) for m in self._opened().receive(timeout_s)]
+            for message in self._opened().receive(timeout_s):
+                self._backlog += self._said.events(message)
         except ChannelClosedError:
             if not any(isinstance(event, Died) for event in self._backlog):
                 reason = self._last_words()
@@ -302,19 +305,40 @@ def segment_of(fields: Mapping[str, Any]) -> Segment:
     return Segment(**{**fields, "in_flight": tuple(flights), "slices": tuple(slices)})
 
 
-def _event(message: dict[str, Any]) -> EngineEvent:
-    match message["type"]:
-        case "segment":
-            return SegmentClosed(segment=segment_of(message["segment"]))
-        case "ended":
-            return Ended(record=RequestRecord(**message["record"]))
-        case "fault":
-            return Died(reason=message["text"])
-        case "planted":
-            del message["type"]
-            return Planted(spike=PlantedSpike(**message))
-        case other:
-            raise EngineError(f"the worker said {other!r}", hint="please report this")
+class WorkerWords:
+    """What a worker says, understood."""
+
+    def __init__(self, *, engine_start: int) -> None:
+        self._engine_start = engine_start
+        self._tensor_names: TensorNames | None = None
+
+    def events(self, message: dict[str, Any]) -> list[EngineEvent]:
+        """Of one message, in order."""
+        match message["type"]:
+            case "tensor_names":
+                names = message["names"]
+                self._tensor_names = TensorNames(*names) if names is not None else None
+                return []
+            case "segments":
+                return [
+                    SegmentClosed(segment=segment_of(self._fields_of(raw)))
+                    for raw in unpacked_segments(message["packed"])
+                ]
+            case "ended":
+                return [Ended(record=RequestRecord(**message["record"]))]
+            case "fault":
+                return [Died(reason=message["text"])]
+            case "planted":
+                return [Planted(spike=PlantedSpike(**_without_type(message)))]
+            case other:
+                raise EngineError(f"the worker said {other!r}", hint="please report this")
+
+    def _fields_of(self, raw: RawSegment) -> dict[str, Any]:
+        return fields_of(raw, self._tensor_names, engine_start=self._engine_start)
+
+
+def _without_type(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "type"}
 
 
 def _facts(fields: dict[str, Any]) -> EngineFacts:

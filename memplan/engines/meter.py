@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from memplan.compiled import Compiled
 from memplan.engines.chosen_cuts import ChosenCuts
 from memplan.engines.composition import HostComposition
-from memplan.engines.cuts import Ended
 from memplan.engines.family import Family
 from memplan.engines.news import News
+from memplan.engines.raw_segments import Flight, RawSegment, TensorNames, fields_of
 from memplan.records import SegmentKind
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -29,55 +28,33 @@ KEEP_MARK = "MEMPLAN_KEEP_HIGH_WATER"
 """Environment variable of the engine: leaves the kernel's high-water mark to run on, so that it can
 be compared with the peaks of another run."""
 
-Flight = tuple[str, int, int, int]
-"""The fields of InFlight, in their order."""
-
 DevicePeaks = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
 """Reads a device's (peak, gauges) and resets its peak."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPeaks:
-    """Live host tensors in an interval that has just ended, in bytes."""
-
-    peak_bytes: int
-    live_bytes: int
-    """At its end."""
-    by_owner: Mapping[str, int]
-    """At the instant of the peak, by the part of the model that made them; weights left out."""
-    module: str | None
-    """The one that was running at that instant."""
+_Told = tuple[tuple[Flight, ...], int, int, int]
+_Closed = tuple[
+    SegmentKind, float, float, Mapping[str, int], Mapping[str, int], Mapping[str, int], _Told
+]
+"""What is known of a segment beside its reading, in the order of ``take_raw``."""
 
 
 class TensorCounter(Protocol):
-    """Counts live host tensors. An interval ends in a hurry and is understood later."""
+    """Counts live host tensors. An interval ends in a hurry and is understood later, by
+    ``raw_segments.tensor_peaks``."""
 
     def cut(self) -> bytes:
         """Ends the interval since the last call."""
         ...
 
-    def peaks_of(self, cut: bytes) -> TensorPeaks: ...
+    @property
+    def names(self) -> TensorNames: ...
 
     @property
     def c_function(self) -> tuple[int, int] | None:
         """Address of what does the same in C: writes the bytes of a cut to where its one argument
         points; and how many bytes those are. None where only Python can."""
         ...
-
-
-class _Closed(NamedTuple):
-    """What is known of a segment beside its reading."""
-
-    kind: SegmentKind
-    start_s: float
-    close_s: float
-    device_peak: Mapping[str, int]
-    gauges: Mapping[str, int]
-    engine: Mapping[str, int]
-    in_flight: tuple[Flight, ...]
-    prefill_tokens: int
-    decode_tokens: int
-    waiting: int
 
 
 class SegmentMeter:
@@ -156,20 +133,9 @@ class SegmentMeter:
             gauges = {**gauges, **self._compose(peak_bytes)}
         self.last_peak_bytes = peak_bytes
         start_s, self._opened_s = self._opened_s, end_s
-        self._closed.append(
-            _Closed(
-                kind,
-                start_s,
-                monotonic() - self._epoch_s - began_s,
-                device_peak,
-                gauges,
-                engine,
-                in_flight,
-                prefill_tokens,
-                decode_tokens,
-                waiting,
-            )
-        )
+        close_s = monotonic() - self._epoch_s - began_s
+        told = (in_flight, prefill_tokens, decode_tokens, waiting)
+        self._closed.append((kind, start_s, close_s, device_peak, gauges, engine, told))
         return end_s
 
     @property
@@ -177,38 +143,38 @@ class SegmentMeter:
         """Segments closed and not taken."""
         return len(self._closed)
 
-    def take(self) -> list[dict[str, Any]]:
-        """The segments that were closed since the last call, in order: the fields of a Segment, with
-        tuples for in_flight (the fields of InFlight) and slices (those of Slice)."""
+    def take_raw(self) -> list[RawSegment]:
+        """The segments that were closed since the last call, in order."""
         closed, self._closed = self._closed, []
-        both = zip(closed, self._cuts.taken(), strict=True)
-        return [self._fields_of(one, ended) for one, ended in both]
+        return [
+            RawSegment(
+                kind,
+                start_s,
+                close_s,
+                dict(device_peak),
+                {**ended.gauges_of(), **gauges, **engine},
+                *told,
+                ended.slices,
+                ended.tensors,
+            )
+            for (kind, start_s, close_s, device_peak, gauges, engine, told), ended in zip(
+                closed, self._cuts.taken(), strict=True
+            )
+        ]
+
+    def take(self) -> list[dict[str, Any]]:
+        """The same, understood: the fields of Segments."""
+        return [
+            fields_of(one, self.tensor_names, engine_start=self._engine_start)
+            for one in self.take_raw()
+        ]
+
+    @property
+    def tensor_names(self) -> TensorNames | None:
+        """None where live tensors are not counted."""
+        return self._tensors.names if self._tensors is not None else None
 
     # --- steps -----------------------------------------------------------------------------
-
-    def _fields_of(self, closed: _Closed, ended: Ended) -> dict[str, Any]:
-        peak = {"host.hwm": ended.peak_bytes, **closed.device_peak}
-        gauges = {**ended.gauges_of(), **closed.gauges, **closed.engine}
-        fields: dict[str, Any] = {
-            "engine_start": self._engine_start,
-            "kind": closed.kind,
-            "start_s": closed.start_s,
-            "end_s": ended.end_s,
-            "peak": peak,
-            "gauges": gauges,
-            "in_flight": closed.in_flight,
-            "prefill_tokens": closed.prefill_tokens,
-            "decode_tokens": closed.decode_tokens,
-            "close_s": closed.close_s,
-            "waiting": closed.waiting,
-            "slices": ended.slices if len(ended.slices) > 1 else (),
-        }
-        if self._tensors is not None and ended.tensors is not None:
-            tensors = self._tensors.peaks_of(ended.tensors)
-            peak["engine.tensors"] = tensors.peak_bytes
-            gauges["engine.tensors"] = tensors.live_bytes
-            fields |= {"tensors": tensors.by_owner, "peak_module": tensors.module}
-        return fields
 
     def _compose(self, peak_bytes: int) -> Mapping[str, int]:
         if self.composition is None:

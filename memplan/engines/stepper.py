@@ -15,8 +15,9 @@ from memplan.engines.allocator.trimming import Trimmer
 from memplan.engines.garbage import Garbage
 from memplan.engines.lazy_parts import LazyParts
 from memplan.engines.memory_budget import MemoryBudget
-from memplan.engines.meter import Flight, SegmentMeter
+from memplan.engines.meter import SegmentMeter
 from memplan.engines.pressure import Pressure
+from memplan.engines.raw_segments import Flight
 from memplan.engines.runner import Runner
 from memplan.engines.scheduler import BUDGET, Scheduler
 from memplan.engines.sequence import Move, Row, Sequence

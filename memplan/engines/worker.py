@@ -28,6 +28,7 @@ from memplan.engines.meter import SegmentMeter
 from memplan.engines.planted import SpikePlanter
 from memplan.engines.policy import open_scheduler, pool_blocks
 from memplan.engines.pressure import open_pressure
+from memplan.engines.raw_segments import RawSegment, TensorNames, fields_of, packed_segments
 from memplan.engines.runner import Runner, open_runner
 from memplan.engines.scheduler import BUDGET, Scheduler
 from memplan.engines.sequence import Sequence
@@ -62,6 +63,7 @@ class Worker:
         self._budget: MemoryBudget | None = None
         self._planter: SpikePlanter | None = None
         self._flushed_s = 0.0
+        self._told_names: TensorNames | None = None
         self._lazy = LazyParts()
         self._garbage = Garbage(self._settings["gc"])
         self._trimmer = Trimmer(self._settings["trim"], self._meter.now_s)
@@ -169,8 +171,13 @@ class Worker:
         return "exact" if self._meter.is_exact else "sampled at segment ends"
 
     def _closed(self, kind: SegmentKind) -> Mapping[str, Any]:
+        """The segment that ends here, as the fields of a Segment."""
         self._meter.close(kind, compose=True)
-        return self.flush()[-1]
+        segments = self._meter.take_raw()
+        self._send(segments, ())
+        return fields_of(
+            segments[-1], self._meter.tensor_names, engine_start=self._config["engine_start"]
+        )
 
     def _context_tokens(self, runner: Runner) -> int:
         asked = self._settings.get("context_tokens")
@@ -256,18 +263,25 @@ class Worker:
         if endings or is_due or self._meter.kept >= _MOST_KEPT:
             self.flush(*endings)
 
-    def flush(self, *endings: dict[str, Any]) -> list[dict[str, Any]]:
+    def flush(self, *endings: dict[str, Any]) -> None:
         """Sends the segments closed since the last time, and what follows from them."""
-        segments = self._meter.take()
+        self._send(self._meter.take_raw(), endings)
+
+    def _send(self, segments: list[RawSegment], endings: tuple[dict[str, Any], ...]) -> None:
         self._flushed_s = self._meter.now_s()
-        messages = [{"type": "segment", "segment": fields} for fields in segments]
+        messages: list[dict[str, Any]] = []
+        names = self._meter.tensor_names
+        if names != self._told_names:
+            self._told_names = names
+            messages.append({"type": "tensor_names", "names": names})
+        if segments:
+            messages.append({"type": "segments", "packed": packed_segments(segments)})
         messages += endings
         if self._planter is not None:
             messages += [
                 {"type": "planted", **dataclasses.asdict(spike)} for spike in self._planter.take()
             ]
         self._channel.send(*messages)
-        return segments
 
 
 def _library_of(told: Mapping[str, Any]) -> Compiled:

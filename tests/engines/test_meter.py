@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from memplan.compiled import Compiled, cache_folder
 from memplan.engines.composition import HostComposition
 from memplan.engines.cuts import LONGEST_SLICE_S
 from memplan.engines.embedded import segment_of
-from memplan.engines.meter import SegmentMeter, TensorPeaks
+from memplan.engines.meter import SegmentMeter
 from memplan.engines.native_cuts import find_library
+from memplan.engines.raw_segments import TensorNames, packed_segments, unpacked_segments
 from memplan.procfs import drift_bound_bytes
 from memplan.records import Segment, SegmentKind
 from memplan.units import MIB
@@ -34,14 +36,10 @@ class Tensors:
     """Counts what it is told."""
 
     c_function = None
+    names = TensorNames(("mlp", "weights"), (None, "layers.0.mlp"), "weights")
 
     def cut(self) -> bytes:
-        return b"9"
-
-    def peaks_of(self, cut: bytes) -> TensorPeaks:
-        return TensorPeaks(
-            peak_bytes=int(cut), live_bytes=4, by_owner={"mlp": 5}, module="layers.0.mlp"
-        )
+        return array("q", [9, 4, 1, 5, 7, 0]).tobytes()
 
 
 @pytest.fixture(params=["in C", "in Python"])
@@ -137,3 +135,13 @@ def test_what_malloc_keeps_free_is_told_by_its_resident_pages() -> None:
     assert held["host.heap_used"] - freed["host.heap_used"] == pytest.approx(30e6, rel=0.05)
     # Free bytes that are not resident are no slack, whatever malloc still counts as free.
     assert trimmed["host.heap_free"] - held["host.heap_free"] < 3e6
+
+
+def test_segments_are_the_same_at_the_other_end_of_the_channel(meter: SegmentMeter) -> None:
+    meter.tensors = Tensors()
+    meter.close("idle")
+    meter.close("step", in_flight=(("r1", 1, 2, 3),), decode_tokens=1, engine={"engine.x": 5})
+    raw = meter.take_raw()
+    assert unpacked_segments(packed_segments(raw)) == raw
+    assert raw[1].in_flight == (("r1", 1, 2, 3),)
+    assert raw[1].gauges["engine.x"] == 5

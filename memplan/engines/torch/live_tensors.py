@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memplan.compiled import compile_once
-from memplan.engines.meter import TensorPeaks
+from memplan.engines.raw_segments import TensorNames, tensor_peaks
 
 if TYPE_CHECKING:
     import torch
@@ -83,18 +83,9 @@ class LiveTensors:
         self._take(self._address)
         return self._out.tobytes()
 
-    def peaks_of(self, cut: bytes) -> TensorPeaks:
-        peak, live, module, *by_owner = array("q", cut)[: 3 + len(self._owners)]
-        return TensorPeaks(
-            peak_bytes=peak,
-            live_bytes=live,
-            by_owner={
-                name: size
-                for name, size in zip(self._owners, by_owner, strict=True)
-                if size and name != WEIGHTS
-            },
-            module=self._modules[module],
-        )
+    @property
+    def names(self) -> TensorNames:
+        return TensorNames(tuple(self._owners), tuple(self._modules), WEIGHTS)
 
     @contextmanager
     def owned_by(self, owner: str) -> Iterator[None]:
@@ -157,9 +148,9 @@ def open_live_tensors() -> LiveTensors | str:
         counted = LiveTensors()
     except (AttributeError, ValueError):
         return os.environ.get(REASON) or "the hook is not preloaded"
-    before = counted.peaks_of(counted.cut()).live_bytes
+    before = tensor_peaks(counted.cut(), counted.names).live_bytes
     probe = torch.empty(1 << 20, dtype=torch.uint8)
-    seen = counted.peaks_of(counted.cut())
+    seen = tensor_peaks(counted.cut(), counted.names)
     if min(seen.peak_bytes, seen.live_bytes) - before < probe.numel():
         return "the hook is preloaded and does not see torch's allocations"
     return counted

@@ -1,0 +1,109 @@
+"""Segments on their way to memplan: packed by C code in one go, and understood at the other end, where
+no engine waits for it."""
+
+from __future__ import annotations
+
+import base64
+import marshal
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from memplan.records import SegmentKind
+
+Flight = tuple[str, int, int, int]
+"""The fields of InFlight, in their order."""
+
+
+class RawSegment(NamedTuple):
+    """A segment as it was read. Only what ``marshal`` can pack: plain numbers, texts, tuples, dicts."""
+
+    kind: SegmentKind
+    start_s: float
+    close_s: float
+    device_peak: dict[str, int]
+    gauges: dict[str, int]
+    """What was read at its end, all sources together."""
+    in_flight: tuple[Flight, ...]
+    prefill_tokens: int
+    decode_tokens: int
+    waiting: int
+    slices: tuple[tuple[float, int], ...]
+    """(end_s, peak_bytes) of each part; the last ends where the segment does."""
+    tensors: bytes | None
+    """Of a TensorCounter's cut."""
+
+
+class TensorNames(NamedTuple):
+    """What the numbers of a cut stand for; both only grow."""
+
+    owners: tuple[str, ...] = ()
+    modules: tuple[str | None, ...] = (None,)
+    not_shown: str = ""
+    """The owner whose tensors are told elsewhere: the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPeaks:
+    """Live host tensors in an interval that has just ended, in bytes."""
+
+    peak_bytes: int
+    live_bytes: int
+    """At its end."""
+    by_owner: Mapping[str, int]
+    """At the instant of the peak, by the part of the model that made them; weights left out."""
+    module: str | None
+    """The one that was running at that instant."""
+
+
+def tensor_peaks(cut: bytes, names: TensorNames) -> TensorPeaks:
+    """``cut``: 64-bit numbers: the peak, what is live at the end, the module, and bytes by owner."""
+    peak, live, module, *by_owner = array("q", cut)[: 3 + len(names.owners)]
+    return TensorPeaks(
+        peak_bytes=peak,
+        live_bytes=live,
+        by_owner={
+            name: size
+            for name, size in zip(names.owners, by_owner, strict=True)
+            if size and name != names.not_shown
+        },
+        module=names.modules[module],
+    )
+
+
+def fields_of(raw: RawSegment, names: TensorNames | None, *, engine_start: int) -> dict[str, Any]:
+    """The fields of a Segment, with tuples for in_flight (the fields of InFlight) and slices (those of
+    Slice)."""
+    peak = {"host.hwm": max(peak_bytes for _, peak_bytes in raw.slices), **raw.device_peak}
+    gauges = dict(raw.gauges)
+    fields: dict[str, Any] = {
+        "engine_start": engine_start,
+        "kind": raw.kind,
+        "start_s": raw.start_s,
+        "end_s": raw.slices[-1][0],
+        "peak": peak,
+        "gauges": gauges,
+        "in_flight": raw.in_flight,
+        "prefill_tokens": raw.prefill_tokens,
+        "decode_tokens": raw.decode_tokens,
+        "close_s": raw.close_s,
+        "waiting": raw.waiting,
+        "slices": raw.slices if len(raw.slices) > 1 else (),
+    }
+    if names is not None and raw.tensors is not None:
+        tensors = tensor_peaks(raw.tensors, names)
+        peak["engine.tensors"] = tensors.peak_bytes
+        gauges["engine.tensors"] = tensors.live_bytes
+        fields |= {"tensors": tensors.by_owner, "peak_module": tensors.module}
+    return fields
+
+
+def packed_segments(segments: Sequence[RawSegment]) -> str:
+    """As text; both ends are of one Python, so its own form may be used."""
+    return base64.b64encode(marshal.dumps([tuple(one) for one in segments])).decode()
+
+
+def unpacked_segments(text: str) -> list[RawSegment]:
+    """What ``packed_segments`` made."""
+    return [RawSegment(*one) for one in marshal.loads(base64.b64decode(text))]
