@@ -55,6 +55,12 @@ class Request:
     trace_input_tokens: int | None = None
     """Lengths as the trace had them, before scaling; None for synthetic requests."""
     trace_output_tokens: int | None = None
+    service_prefill_s: float | None = None
+    service_e2e_s: float | None = None
+    """What the reference takes for it from its arrival on, dilated as arrivals are; None without one."""
+    pace_tick_s: float | None = None
+    """Its tokens come no sooner than the reference's, in ticks of this length; None: as fast as the
+    engine can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +355,22 @@ class MachineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WindowFacts:
+    """A part of a trace that was replayed as a wave of its own."""
+
+    wave: str
+    text: str
+    """Why this one: ``around the p99 of KV``."""
+    trace_start_s: float
+    """After the trace's first arrival; what was sent before it, as a warm-up, is not judged."""
+    trace_end_s: float
+    start_s: float
+    """The same, after the start of the wave, dilated."""
+    end_s: float
+    dilation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadFacts:
     """Where the requests came from and what was done to them."""
 
@@ -364,6 +386,10 @@ class WorkloadFacts:
     dilation: float = 1.0
     class_rules: Mapping[str, str] = field(default_factory=dict)
     """Class name → the rule that names it, as text."""
+    reference: str | None = None
+    """Whose service times the states in flight are held against, in words; None: nobody's."""
+    windows: tuple[WindowFacts, ...] = ()
+    """What is held against it; empty without a reference."""
     longest_tokens: int | None = None
     """A profile was told to send no longer prompt (``--longest``)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from memplan.engines.sequence import Pace
 from memplan.records import Request
 
 if TYPE_CHECKING:  # the worker imports this package, and pydantic is no part of an engine's memory
@@ -26,6 +27,20 @@ def adapter_of(request: Request, deployment: Deployment) -> str:
         return ""
     of_class = next((c.adapter for c in deployment.classes if c.name == request.class_name), None)
     return request.labels.get("adapter", of_class or "")
+
+
+def pace_of(request: Request, arrived_s: float) -> Pace | None:
+    """When the tokens of a request that is held to its reference's pace are due. An answer that was
+    scaled to fewer tokens takes as long all the same."""
+    tick_s, prefill_s, e2e_s = (
+        request.pace_tick_s,
+        request.service_prefill_s,
+        request.service_e2e_s,
+    )
+    if tick_s is None or prefill_s is None or e2e_s is None:
+        return None
+    token_s = (e2e_s - prefill_s) / request.output_tokens
+    return Pace(first_token_s=arrived_s + prefill_s + token_s, token_s=token_s, tick_s=tick_s)
 
 
 def priority_of(labels: Mapping[str, str]) -> int:

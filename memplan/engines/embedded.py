@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from typing import Any
 from memplan.cgroups import Group, Place, make_group
 from memplan.compiled import Compiled, cache_folder
 from memplan.engines import Died, Ended, EngineEvent, OutOfMemory, Planted, SegmentClosed
-from memplan.engines.admission import adapter_of, class_bytes_of, priority_of
+from memplan.engines.admission import adapter_of, class_bytes_of, pace_of, priority_of
 from memplan.engines.allocator.preload import allocator_environment
 from memplan.engines.channel import Channel, ChannelClosedError, packed
 from memplan.engines.endings import ending_text, killed_while_loading
 from memplan.engines.native_cuts import find_library
 from memplan.engines.planted import with_library
 from memplan.engines.raw_segments import RawSegment, TensorNames, fields_of, unpacked_segments
+from memplan.engines.sequence import Pace
 from memplan.engines.witnessed import (
     weight_files_state,
     with_charges,
@@ -114,6 +116,7 @@ class EmbeddedEngine:
             "class_name": request.class_name,
             "priority": priority_of(request.labels),
             "adapter": adapter_of(request, self._deployment),
+            "pace": _pace_fields(pace_of(request, time.monotonic() - self._epoch_s)),
         }
         try:
             self._opened().post(message)
@@ -286,6 +289,10 @@ class EmbeddedEngine:
             self._channel.close()
             self._channel = None
         self._remove_group()
+
+
+def _pace_fields(pace: Pace | None) -> dict[str, float] | None:
+    return dataclasses.asdict(pace) if pace is not None else None
 
 
 def _told(library: Compiled) -> dict[str, str | None]:

@@ -165,22 +165,32 @@ class Scheduler:
         token budget.
 
         Takes the blocks that the rows' tokens will be written to; sequences for which there are none
-        make way (``take_moves`` says which bytes go where before the step).
+        make way (``take_moves`` says which bytes go where before the step). Of one with a pace the
+        token that would bring its next one too soon is left for later: where nothing else is to be
+        done there are no rows, until ``due_in_s``.
         """
         rows: list[Row] = []
         budget = self.max_batch_tokens
         for sequence in [one for one in self._by_priority() if one.is_decoding]:
-            if budget and sequence in self.running:
+            if budget and sequence in self.running and sequence.due_s <= now_s:
                 budget -= self._schedule(sequence, 1, now_s, rows)
         for sequence in [one for one in self._by_priority() if not one.is_decoding]:
             if sequence not in self.running:
                 continue
             left = sequence.known_tokens - sequence.computed
+            if sequence.due_s > now_s:
+                left -= 1
+                if left < 1:
+                    continue
             count = min(left, budget) if self._policy.chunk_prompts else left
             if count < 1 or (rows and count > budget):
                 break
             budget -= self._schedule(sequence, count, now_s, rows)
         return tuple(rows)
+
+    def due_in_s(self, now_s: float) -> float:
+        """Seconds until the next token of those that run is due; 0 where one is, or nothing runs."""
+        return max(0.0, min((one.due_s for one in self.running), default=now_s) - now_s)
 
     def commit(self, rows: tuple[Row, ...], next_tokens: list[int]) -> None:
         """Books a step that ran; ``next_tokens`` has one id for each row that wants a token."""

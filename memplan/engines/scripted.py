@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from memplan.clock import VirtualClock
 from memplan.engines import Ended, EngineEvent, SegmentClosed
-from memplan.engines.admission import class_bytes_of, priority_of
+from memplan.engines.admission import class_bytes_of, pace_of, priority_of
 from memplan.engines.policy import open_scheduler, pool_blocks
 from memplan.engines.sequence import Row, Sequence
 from memplan.records import (
@@ -99,6 +99,7 @@ class ScriptedEngine:
             output_tokens=request.output_tokens,
             class_name=request.class_name,
             priority=priority_of(request.labels),
+            pace=pace_of(request, self._now_s()),
         )
         refusal = self._scheduler.submit(sequence, self._now_s())
         if refusal is not None:
@@ -142,6 +143,8 @@ class ScriptedEngine:
             return now_s + self._scheduler.opens_in_s(now_s)
         self._rows = self._scheduler.next_rows(now_s)
         self._scheduler.take_moves()
+        if not self._rows:
+            return now_s + self._scheduler.due_in_s(now_s)
         prefill = sum(row.count for row in self._rows if not row.is_decode)
         decode_s = self._script.decode_s_per_step if any(r.is_decode for r in self._rows) else 0.0
         self._step_end_s = now_s + prefill / self._script.prefill_tokens_per_s + decode_s

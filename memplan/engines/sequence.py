@@ -8,6 +8,22 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Not sooner than: when the tokens of an answer are due, on the clock of the run."""
+
+    first_token_s: float
+    token_s: float
+    """From one token to the next."""
+    tick_s: float
+    """All that is due falls on a multiple of it, so that those that run decode in one step, as in an
+    engine whose time per token is that of a step."""
+
+    def due_s(self, token: int) -> float:
+        """Of output token number ``token``, the first being 0."""
+        return round((self.first_token_s + token * self.token_s) / self.tick_s) * self.tick_s
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request inside the engine. ``computed`` counts tokens whose KV is in its blocks, or in its
@@ -21,6 +37,8 @@ class Sequence:
     """Higher is preempted later."""
     adapter: str = ""
     """The LoRA adapter that computes it; empty for none. KV depends on it."""
+    pace: Pace | None = None
+    """None: as fast as it goes."""
     output: array[int] = field(default_factory=lambda: array("i"))
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
@@ -68,6 +86,11 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Everything known but the newest output token is computed."""
         return bool(self.output) and self.computed == self.known_tokens - 1
+
+    @property
+    def due_s(self) -> float:
+        """When its next token may be computed."""
+        return self.pace.due_s(len(self.output)) if self.pace is not None else 0.0
 
     def token(self, position: int) -> int:
         prompt_tokens = len(self.prompt)

@@ -77,15 +77,19 @@ class Stepper:
             self._times[sequence.request_id].setdefault("admitted_s", now_s)
         return 0.0 if self._scheduler.running else self._scheduler.opens_in_s(now_s)
 
-    def step(self, flush: Callable[..., object]) -> None:
-        """Runs one step of who is in; ``flush`` takes the endings that it brought."""
+    def step(self, flush: Callable[..., object]) -> float:
+        """Runs one step of who is in; ``flush`` takes the endings that it brought. Returns 0, or for how
+        many seconds there is nothing to do because nobody's next token is due."""
         scheduler = self._scheduler
-        rows = scheduler.next_rows(self._meter.now_s())
+        now_s = self._meter.now_s()
+        rows = scheduler.next_rows(now_s)
         self._settle()
+        if not rows and scheduler.running:
+            return scheduler.due_in_s(now_s)
         tokens = self._computed(rows)
         if tokens is None:
             flush(self._given_up(rows))
-            return
+            return 0.0
         scheduler.commit(rows, tokens)
         wanting = (row.sequence for row in rows if row.wants_token)
         for sequence, sure in zip(wanting, self._runner.log_probabilities(), strict=False):
@@ -106,6 +110,16 @@ class Stepper:
         finished, freed = scheduler.retire()
         flush(*(self._ending(sequence, end_s) for sequence in finished))
         self._release(freed, in_flight)
+        return 0.0
+
+    def close_idle(self) -> None:
+        """Ends a segment in which nothing ran; requests whose next token is not due are in flight."""
+        self._meter.close(
+            "idle",
+            in_flight=self._in_flight(()),
+            waiting=self._scheduler.waiting_count,
+            engine=self.gauges(),
+        )
 
     def gauges(self) -> Mapping[str, int]:
         """Of the KV blocks, of what was loaded on demand, of collecting garbage, and of what is given

@@ -31,7 +31,7 @@ from memplan.engines.pressure import open_pressure
 from memplan.engines.raw_segments import RawSegment, TensorNames, fields_of, packed_segments
 from memplan.engines.runner import Runner, open_runner
 from memplan.engines.scheduler import BUDGET, Scheduler
-from memplan.engines.sequence import Sequence
+from memplan.engines.sequence import Pace, Sequence
 from memplan.engines.stepper import Stepper
 from memplan.engines.warm_up import run_largest_steps, warm_up
 from memplan.records import EngineFacts, SegmentKind
@@ -75,10 +75,10 @@ class Worker:
         assert scheduler is not None and stepper is not None
         wait_s = _IDLE_SEGMENT_S
         while self._take_messages(wait_s):
-            opens_in_s = stepper.enter()
+            wait_s = stepper.enter()
             if scheduler.running:
-                stepper.step(self._flush_soon)
-            wait_s = min(_IDLE_SEGMENT_S, opens_in_s) if scheduler.has_work else _IDLE_SEGMENT_S
+                wait_s = stepper.step(self._flush_soon)
+            wait_s = min(_IDLE_SEGMENT_S, wait_s) if scheduler.has_work else _IDLE_SEGMENT_S
         self._closed("idle")
 
     # --- start-up --------------------------------------------------------------------------
@@ -238,16 +238,14 @@ class Worker:
     # --- running ---------------------------------------------------------------------------
 
     def _take_messages(self, wait_s: float) -> bool:
-        """Takes what memplan sent, waiting for it when nothing runs. False: stop."""
+        """Takes what memplan sent, waiting for it when nothing runs, or nothing is due. False: stop."""
         assert self._scheduler is not None and self._stepper is not None
-        is_busy = bool(self._scheduler.running)
+        is_busy = bool(self._scheduler.running) and wait_s == 0
         if not is_busy:
             self.flush()
         messages = self._channel.receive(0 if is_busy else wait_s)
         if not is_busy:
-            self._meter.close(
-                "idle", waiting=self._scheduler.waiting_count, engine=self._stepper.gauges()
-            )
+            self._stepper.close_idle()
         for message in messages:
             match message["type"]:
                 case "stop":
@@ -296,6 +294,7 @@ def _sequence_of(message: Mapping[str, Any]) -> Sequence:
         class_name=message["class_name"],
         priority=message["priority"],
         adapter=message["adapter"],
+        pace=Pace(**message["pace"]) if message["pace"] is not None else None,
     )
 
 
