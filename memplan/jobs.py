@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 from memplan.engines import context_tokens_of
 from memplan.errors import InputError
 from memplan.gateway.routing import route_of
-from memplan.records import Request, WorkloadFacts
+from memplan.records import Request, WindowFacts, WorkloadFacts
 from memplan.specs import Deployment
 from memplan.units import parse_bytes, parse_seconds
 from memplan.workload.classify import TRACE_WAVE, class_rules, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
+from memplan.workload.reference import Reference, lives_of
 from memplan.workload.scored_text import ScoredText, read_scored_text
-from memplan.workload.trace import read_trace
+from memplan.workload.slicing import share_of
+from memplan.workload.trace import Trace, read_trace
+from memplan.workload.windows import windows_of
 
 Workload = tuple[tuple[Wave, ...], WorkloadFacts]
 
@@ -76,8 +80,15 @@ def trace_waves(
     oversize: str = "refuse",
     repeats: int = 1,
     start_row: int = 0,
+    reference: Reference | None = None,
+    is_paced: bool = False,
+    within_s: float | None = None,
+    replicas: int = 1,
 ) -> Workload:
     """A trace as one open-loop wave, or as ``repeats`` of them, each on a fresh engine.
+
+    With a ``reference`` and where the trace, dilated, takes longer than ``within_s``: the windows of it
+    that say most, each a wave.
 
     Raises InputError for a trace that cannot be read and, unless ``oversize`` is ``reject``, for
     requests that the engine could never take; MachineError when the engine's packages are missing.
@@ -91,15 +102,22 @@ def trace_waves(
         raise InputError(
             f"--oversize {oversize}: expected refuse or reject", hint="--oversize reject"
         )
-    trace = read_trace(path, trace_format)
-    requests = plan_requests(
-        trace,
-        classes=deployment.classes,
-        length_scale=length_scale,
-        dilation=dilation,
-        limit=limit,
-        start_row=start_row,
-    )
+    trace = share_of(read_trace(path, trace_format), replicas, seed=0)
+    windows: tuple[WindowFacts, ...] = ()
+    if reference is None:
+        requests = plan_requests(
+            trace,
+            classes=deployment.classes,
+            length_scale=length_scale,
+            dilation=dilation,
+            limit=limit,
+            start_row=start_row,
+        )
+    else:
+        taken = replace(trace, rows=trace.rows[start_row:][:limit])
+        planned = _windows(taken, deployment, reference, within_s, length_scale, dilation, is_paced)
+        requests = tuple(one for part, _ in planned for one in part)
+        windows = tuple(facts for _, facts in planned)
     if oversize == "refuse":
         if deployment.pools:
             _refuse_without_pool(requests, deployment, path)
@@ -112,12 +130,81 @@ def trace_waves(
         rows_read=trace.rows_read,
         rows_kept=trace.rows_kept,
         dropped=trace.dropped,
-        span_s=max(r.arrival_s for r in requests) / dilation,
+        span_s=sum(one.trace_end_s - one.trace_start_s for one in windows)
+        or max(r.arrival_s for r in requests) / dilation,
         length_scale=length_scale,
         dilation=dilation,
         class_rules=class_rules(deployment.classes, requests),
+        reference=reference.text if reference is not None else None,
+        windows=windows,
     )
+    if len(windows) > 1:
+        return _waves_of(requests, windows), workload
     return repeated(requests, repeats), workload
+
+
+def _windows(
+    trace: Trace,
+    deployment: Deployment,
+    reference: Reference,
+    within_s: float | None,
+    length_scale: float,
+    dilation: float,
+    is_paced: bool,
+) -> list[tuple[tuple[Request, ...], WindowFacts]]:
+    """The requests of each window and what the window is. One that is in two windows, as when another
+    one's warm-up begins in it, is sent in both, under ids of their own."""
+    span_s = trace.rows[-1].timestamp_s - trace.rows[0].timestamp_s
+    lives = lives_of(trace.rows, reference)
+    budget_s = within_s / dilation if within_s is not None else span_s
+    chosen = windows_of(lives, span_s, budget_s)
+    times_s = [row.timestamp_s for row in trace.rows]
+    found, taken = [], set[str]()
+    for number, window in enumerate(chosen, start=1):
+        first = bisect_left(times_s, window.warm_up_s)
+        last = bisect_right(times_s, window.end_s)
+        if last <= first:
+            continue
+        wave = TRACE_WAVE if len(chosen) == 1 else f"window {number}"
+        requests = []
+        for one in plan_requests(
+            trace,
+            classes=deployment.classes,
+            length_scale=length_scale,
+            dilation=dilation,
+            start_row=first,
+            limit=last - first,
+            wave=wave,
+            reference=reference,
+            is_paced=is_paced,
+        ):
+            own_id = one.request_id
+            while own_id in taken:
+                own_id += "#"
+            taken.add(own_id)
+            requests.append(replace(one, request_id=own_id))
+        facts = WindowFacts(
+            wave=wave,
+            text=window.text,
+            trace_start_s=window.start_s,
+            trace_end_s=window.end_s,
+            start_s=(window.start_s - times_s[first]) * dilation,
+            end_s=(window.end_s - times_s[first]) * dilation,
+            dilation=dilation,
+        )
+        found.append((tuple(requests), facts))
+    return found
+
+
+def _waves_of(requests: Sequence[Request], windows: Sequence[WindowFacts]) -> tuple[Wave, ...]:
+    return tuple(
+        Wave(
+            name=window.wave,
+            fresh=False,
+            requests=tuple(one for one in requests if one.wave == window.wave),
+        )
+        for window in windows
+    )
 
 
 def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:

@@ -29,7 +29,7 @@ MOST_NODES = 8
 MARGIN_RATIO = 0.1
 """On what a replica holds above idle, in its container's request."""
 
-NOT_THE_NEED = ("refaults", "memory_pressure", "swap_used", "engine_degraded")
+NOT_THE_NEED = ("refaults", "memory_pressure", "swap_used", "engine_degraded", "not_the_trace")
 """Findings of a run whose resident memory shrank under pressure: no plan is made from it."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,7 @@ from memplan.commands.options import (
     PeriodOption,
     PromptsOption,
 )
-from memplan.errors import EngineError, InputError, RecordingError
+from memplan.errors import EngineError, GateError, InputError, RecordingError
 
 if TYPE_CHECKING:
     from memplan.jobs import Workload
@@ -43,6 +43,23 @@ def replay(
     limit: Annotated[int | None, typer.Option(min=1, help="Most requests to send.")] = None,
     length_scale: Annotated[float, typer.Option(help="Factor on all lengths.")] = 1.0,
     dilation: Annotated[float, typer.Option(help="Factor on all times between arrivals.")] = 1.0,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="What the trace's own fleet took: prefill=TOKENS_PER_S,tpot=TIME or observed."
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(help="Longest sending time, such as 20min; else windows of the trace."),
+    ] = None,
+    pace: Annotated[
+        bool,
+        typer.Option("--pace", help="Hold answers to the reference's pace: same states in flight."),
+    ] = False,
+    share: Annotated[
+        str, typer.Option(help="One of N replicas' share, such as 1/8, as a router would give it.")
+    ] = "1/1",
     oversize: Annotated[
         str, typer.Option(help="Requests longer than the engine can take: refuse | reject.")
     ] = "refuse",
@@ -67,6 +84,7 @@ def replay(
     Example: memplan replay trace.jsonl --model model.yaml --limit 200 --dilation 4
     """
     from memplan.builtin import builtin_path, model_yaml
+    from memplan.commands.options import replicas_of
     from memplan.jobs import limited, text_to_score, trace_waves, variant_of
     from memplan.quality import quality_meter
     from memplan.results import print_runs, read_gateways, read_runs
@@ -85,6 +103,8 @@ def replay(
         dilation=dilation,
         oversize=oversize,
         repeats=repeat,
+        replicas=replicas_of(share),
+        **_against(deployment, reference, within, pace=pace, repeat=repeat),
     )
     wanted = quality or prompts is not None
     builtin = builtin_path("quality_text.txt")
@@ -97,6 +117,7 @@ def replay(
     found = read_runs([folder])
     print_runs(found, as_json=as_json, gateways=read_gateways([folder]))
     _say_how_it_ended(folder, found)
+    _refuse_far_states(found)
 
 
 def profile(
@@ -244,6 +265,50 @@ def _job(
         force=force,
         quality=quality,
     )
+
+
+def _against(
+    deployment: Deployment,
+    reference: str | None,
+    within: str | None,
+    *,
+    pace: bool,
+    repeat: int,
+) -> dict[str, Any]:
+    """What of a replay is held against a reference, for ``trace_waves``."""
+    from memplan.units import parse_seconds
+    from memplan.workload.reference import parse_reference
+
+    if reference is None:
+        asked = [name for name, one in (("--within", within), ("--pace", pace)) if one]
+        if asked:
+            raise InputError(
+                f"{' and '.join(asked)}: only with a reference, which says what the fleet took",
+                hint="--reference prefill=14000,tpot=13ms, or --reference observed",
+            )
+        return {}
+    if pace and deployment.engine not in ("torch", "ballast", "scripted"):
+        raise InputError(
+            f"--pace: engine {deployment.engine} decides itself when it computes a token",
+            hint="leave --pace out, or use the engine torch",
+        )
+    if deployment.pools or repeat > 1:
+        raise InputError(
+            "--reference: it is for one engine and one replay",
+            hint="leave --repeat out; replay one pool alone: --variant POOL",
+        )
+    return {
+        "reference": parse_reference(reference),
+        "is_paced": pace,
+        "within_s": parse_seconds(within) if within is not None else None,
+    }
+
+
+def _refuse_far_states(found: list[Found]) -> None:
+    """The recording is kept; its figures are not those of the trace."""
+    far = [one for summary, _ in found for one in summary.findings if one.code == "not_the_trace"]
+    if far:
+        raise GateError(far[0].text, hint=far[0].hint)
 
 
 def _refuse_with_pools(*, restart_engine: bool, repeat: int, quality: bool) -> None:

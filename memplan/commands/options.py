@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from memplan.errors import InputError
+
 ModelOption = Annotated[
     Path | None,
     typer.Option("--model", help="model.yaml, or the name of a built-in one (smollm2, scripted)."),
@@ -29,3 +31,11 @@ PromptsOption = Annotated[
         "prompt_token_ids, or a plain .txt; a built-in text by default.",
     ),
 ]
+
+
+def replicas_of(text: str) -> int:
+    """N of a share written as 1/N."""
+    one, slash, many = text.partition("/")
+    if one.strip() != "1" or not slash or not many.strip().isdecimal() or int(many) < 1:
+        raise InputError(f"--share: got {text!r}, expected 1/N such as 1/8", hint="--share 1/8")
+    return int(many)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands.options import ForceOption, JsonOption, ModelOption
-from memplan.errors import InputError
+from memplan.commands.options import ForceOption, JsonOption, ModelOption, replicas_of
 
 app = typer.Typer(no_args_is_help=True, help="Reads, shows and writes traces of any known format.")
 FormatOption = Annotated[
@@ -108,14 +107,7 @@ def slice_(
     read = read_trace(trace, trace_format)
     start_s = parse_seconds(start) if start else 0.0
     end_s = parse_seconds(end) if end else read.span_s
-    replicas = _replicas_of(share)
+    replicas = replicas_of(share)
     made = share_of(window_of(read, start_s, end_s), replicas, seed=seed)
     write_trace(target, made, overwrite=force)
     print(f"{target}: {made.rows_kept:,} of {read.rows_kept:,} rows, {made.span_s:.0f} s")
-
-
-def _replicas_of(text: str) -> int:
-    one, slash, many = text.partition("/")
-    if one.strip() != "1" or not slash or not many.strip().isdecimal() or int(many) < 1:
-        raise InputError(f"--share: got {text!r}, expected 1/N such as 1/8", hint="--share 1/8")
-    return int(many)

@@ -21,6 +21,7 @@ from memplan.report.series import (
     PeakParts,
     PercentileBars,
     StackWaterfall,
+    StateCurves,
     VariantFront,
     VariantPoint,
 )
@@ -57,6 +58,8 @@ def figure_of(chart: Chart) -> Figure:
             return _waterfall(chart)
         case VariantFront():
             return _front(chart)
+        case StateCurves():
+            return _curves(chart)
 
 
 def _timeline(chart: MemoryTimeline) -> Figure:
@@ -355,6 +358,35 @@ def _front(chart: VariantFront) -> Figure:
         yaxis={**_axis(f"peak, {name}"), "rangemode": "tozero"},
     )
     return {"data": [trace for trace in data if trace["x"]], "layout": layout}
+
+
+def _curves(chart: StateCurves) -> Figure:
+    data: list[Figure] = []
+    layout = _layout(320, annotations=[])
+    width = 1 / len(chart.panels)
+    for at, (name, reference, reached) in enumerate(chart.panels):
+        suffix = "" if at == 0 else str(at + 1)
+        for whose, values, colour, dash in (
+            ("reference", reference, INK, "dash"),
+            ("reached", reached, ACCENT, "solid"),
+        ):
+            data.append({
+                "type": "scatter", "mode": "lines", "name": whose, "legendgroup": whose,
+                "showlegend": at == 0, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}",
+                "x": [float(f"{value:.6g}") for value in values],
+                "y": [round((rank + 1) / len(values) * 100, 2) for rank in range(len(values))],
+                "line": {"shape": "vh", "color": colour, "width": 1.6, "dash": dash},
+                "hovertemplate": "%{y:.1f} % of the time at most %{x:,.4~f}<extra></extra>",
+            })  # fmt: skip
+        left = at * width
+        layout[f"xaxis{suffix}"] = {
+            **_axis(name), "domain": [left + 0.06, left + width - 0.03], "anchor": f"y{suffix}",
+            "rangemode": "tozero",
+        }  # fmt: skip
+        layout[f"yaxis{suffix}"] = {
+            **_axis("% of the time" if at == 0 else ""), "anchor": f"x{suffix}", "range": [0, 101],
+        }  # fmt: skip
+    return {"data": data, "layout": layout}
 
 
 def _front_trace(points: Sequence[VariantPoint], name: str, colour: str, unit: float) -> Figure:

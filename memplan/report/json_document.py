@@ -6,6 +6,7 @@ explains every key; keys are only ever added within one schema version.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from memplan.stats.summary import (
     Overhead,
     Percentiles,
     PlaceMemory,
+    ReferenceFit,
     RunSummary,
     WitnessSummary,
 )
@@ -322,6 +324,29 @@ def _fidelity(fidelity: Fidelity | None) -> Json | None:
         "recyclings": fidelity.recyclings,
         "recycling_s": fidelity.recycling_s,
         "recycled_after": dict(sorted(fidelity.recycled_after.items())),
+        "against_reference": _reference(fidelity.against_reference),
+    }
+
+
+def _reference(fit: ReferenceFit | None) -> Json | None:
+    if fit is None:
+        return None
+    states = {"running": fit.running, "kv_tokens": fit.kv_tokens}
+    return {
+        "reference": fit.reference,
+        "is_paced": fit.is_paced,
+        "windows": list(fit.windows),
+        "judged_s": fit.judged_s,
+        **{
+            name: None
+            if one is None
+            else {
+                "w1_ratio": one.w1_ratio,
+                "reference": dataclasses.asdict(one.reference),
+                "reached": dataclasses.asdict(one.reached),
+            }
+            for name, one in states.items()
+        },
     }
 
 

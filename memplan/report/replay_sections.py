@@ -10,6 +10,7 @@ from memplan.report.explain_section import explain_section
 from memplan.report.limits_section import limits_section
 from memplan.report.peak_section import peak_section
 from memplan.report.pieces import Cell, Column, Section, Table
+from memplan.report.reference_section import reference_section
 from memplan.report.series import (
     BarPanel,
     MemoryAgainstLatency,
@@ -37,6 +38,7 @@ def replay_sections(summary: RunSummary, recording: Recording, prefix: str) -> t
     """``prefix`` keeps the ids of several runs on one page apart."""
     sections = (
         _classes_section(summary, prefix),
+        reference_section(summary, prefix),
         _memory_section(summary, prefix),
         _latency_section(summary, recording, prefix),
         admission_section(summary, recording, prefix),

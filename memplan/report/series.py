@@ -166,6 +166,17 @@ class VariantFront:
     points: tuple[VariantPoint, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateCurves:
+    """Cumulative distributions over time, the reference's beside the one that was reached."""
+
+    id: str
+    title: str
+    caption: str
+    panels: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...]
+    """Name, and quantiles of both at even steps."""
+
+
 Chart = (
     MemoryTimeline
     | KvTimeline
@@ -175,6 +186,7 @@ Chart = (
     | Ladder
     | StackWaterfall
     | VariantFront
+    | StateCurves
 )
 
 

@@ -23,6 +23,7 @@ from memplan.stats.ladder import rungs_of, solo_costs_of, variant_facts_of
 from memplan.stats.on_demand import garbage_of, on_demand_of
 from memplan.stats.percentiles import of_values
 from memplan.stats.quality import quality_figures
+from memplan.stats.reference_states import reference_fit
 from memplan.stats.summary import (
     Attribution,
     ClassSummary,
@@ -53,6 +54,7 @@ def summarise(recording: Recording) -> RunSummary:
     host, gpu = _attributions(serving, recording.segments, engines)
     done = [o for o in recording.outcomes.values() if o.outcome == "completed"]
     busy_s = _busy_s(recording)
+    fidelity = _fidelity(recording) if recording.header.kind == "replay" else None
     return RunSummary(
         path=recording.path,
         kind=recording.header.kind,
@@ -73,14 +75,14 @@ def summarise(recording: Recording) -> RunSummary:
         gpu_attribution=gpu,
         solo=solo_costs_of(recording),
         rungs=rungs_of(recording),
-        fidelity=_fidelity(recording) if recording.header.kind == "replay" else None,
+        fidelity=fidelity,
         overhead=_overhead(recording),
         completed_per_s=len(done) / busy_s if busy_s else None,
         output_tokens_per_s=sum(o.output_tokens_run for o in done) / busy_s if busy_s else None,
         duration_s=_duration_s(recording),
         truths=truths_of(recording, serving),
         findings=findings_of(
-            recording, classes, tuple(a for a in (host, gpu) if a is not None), kv_slope
+            recording, classes, tuple(a for a in (host, gpu) if a is not None), kv_slope, fidelity
         ),
         witness=witness_summary(recording),
         kv_slope=kv_slope,
@@ -217,6 +219,7 @@ def _fidelity(recording: Recording) -> Fidelity:
         length_scale=recording.header.workload.length_scale,
         recyclings=len(recycled),
         recycling_s=sum(recycled),
+        against_reference=reference_fit(recording),
         recycled_after=Counter(e.recycled_after for e in recording.engines if e.recycled_after),
     )
 

@@ -215,6 +215,45 @@ class KvSlope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateFigures:
+    """Of what was in flight, weighted by time."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateFit:
+    """One quantity in flight, as the reference has it and as the replay reached it."""
+
+    name: str
+    reference: StateFigures
+    reached: StateFigures
+    w1_ratio: float | None
+    """Wasserstein-1 distance over the reference's mean; None where that is zero."""
+    reference_curve: tuple[float, ...]
+    """Quantiles at even steps, the last the largest; ``reached_curve`` likewise."""
+    reached_curve: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceFit:
+    """How near a replay came to what the trace's own fleet had in flight."""
+
+    reference: str
+    is_paced: bool
+    windows: tuple[str, ...]
+    judged_s: float
+    """Of the run."""
+    running: StateFit
+    kv_tokens: StateFit | None
+    """In tokens of the trace; None where the engine tells no KV bytes per token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
     """How well the replay kept the schedule."""
 
@@ -228,6 +267,8 @@ class Fidelity:
     """Seconds without an engine because of them, in all; they are inside the latencies."""
     recycled_after: Mapping[str, int] = field(default_factory=dict)
     """How many of them for which limit: ``requests`` or ``bytes``."""
+    against_reference: ReferenceFit | None = None
+    """None without a reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
+from statistics import median
 
 from memplan.errors import InputError
+from memplan.in_flight import Life
 from memplan.records import Request
 from memplan.specs import UNKNOWN_CLASS, ClassSpec
+from memplan.workload.reference import Reference, lives_of
 from memplan.workload.trace import Trace, TraceRow
 
 TRACE_WAVE = "trace"
+_LEAST_TICK_S = 1e-3
 
 
 def class_of(
@@ -55,20 +60,24 @@ def plan_requests(
     dilation: float = 1.0,
     limit: int | None = None,
     start_row: int = 0,
+    wave: str = TRACE_WAVE,
+    reference: Reference | None = None,
+    is_paced: bool = False,
 ) -> tuple[Request, ...]:
     """The trace's rows from ``start_row`` on, as one wave that starts with the first of them.
 
     A class is decided by the lengths in the trace, so that scaling moves no request to another
-    class; a class that the trace itself names stands. Raises InputError.
+    class; a class that the trace itself names stands. With a reference each has the service time that
+    this says, dilated, and where ``is_paced`` is held to it. Raises InputError.
     """
     _check_asked(trace, length_scale, dilation, limit, start_row)
     rows = trace.rows[start_row : None if limit is None else start_row + limit]
     taken = {row.request_id for row in trace.rows if row.request_id is not None}
     scale = Decimal(str(length_scale))
-    return tuple(
+    planned = [
         Request(
             request_id=row.request_id or _numbered(number, taken),
-            wave=TRACE_WAVE,
+            wave=wave,
             arrival_s=(row.timestamp_s - rows[0].timestamp_s) * dilation,
             class_name=row.class_label or _class_of_row(classes, row),
             input_tokens=_scaled(row.input_tokens, scale),
@@ -84,6 +93,29 @@ def plan_requests(
             trace_output_tokens=row.output_tokens,
         )
         for number, row in enumerate(rows, start=start_row + 1)
+    ]
+    if reference is None:
+        return tuple(planned)
+    lives = lives_of(rows, reference)
+    return _with_service(planned, lives, dilation, is_paced=is_paced)
+
+
+def _with_service(
+    planned: Sequence[Request], lives: Sequence[Life], dilation: float, *, is_paced: bool
+) -> tuple[Request, ...]:
+    """The tick of a pace is the median time of a token, of those that are sent: they decode together."""
+    decode_s = [(one.end_s - one.start_s - one.prefill_s) * dilation for one in lives]
+    tick_s = median(
+        took_s / request.output_tokens for took_s, request in zip(decode_s, planned, strict=True)
+    )
+    return tuple(
+        replace(
+            request,
+            service_prefill_s=life.prefill_s * dilation,
+            service_e2e_s=(life.end_s - life.start_s) * dilation,
+            pace_tick_s=max(tick_s, _LEAST_TICK_S) if is_paced else None,
+        )
+        for request, life in zip(planned, lives, strict=True)
     )
 
 

@@ -17,7 +17,7 @@ from memplan.stats.findings import (
     sources,
     traffic,
 )
-from memplan.stats.summary import Attribution, ClassSummary, KvSlope
+from memplan.stats.summary import Attribution, ClassSummary, Fidelity, KvSlope
 
 _RULES = (
     *sources.RULES,
@@ -35,6 +35,7 @@ def findings_of(
     classes: tuple[ClassSummary, ...],
     attributions: tuple[Attribution, ...],
     kv_slope: KvSlope | None = None,
+    fidelity: Fidelity | None = None,
 ) -> tuple[Finding, ...]:
     """The recording's own findings first, then every rule's."""
     found = list(recording.findings)
@@ -43,4 +44,5 @@ def findings_of(
     found.extend(figures.withheld(classes))
     found.extend(figures.unexplained(attributions))
     found.extend(figures.kv_slope_off(kv_slope))
+    found.extend(figures.states_apart(fidelity))
     return tuple(found)

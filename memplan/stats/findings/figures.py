@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 from memplan.records import Finding
 from memplan.stats.kv_slope import KV_SLOPE_BAND
 from memplan.stats.percentiles import FEWEST_EXCURSIONS, fewest_for
-from memplan.stats.summary import Attribution, ClassSummary, KvSlope, Percentiles, Quantile
+from memplan.stats.reference_states import REFUSE_RATIO, WARN_RATIO
+from memplan.stats.summary import (
+    Attribution,
+    ClassSummary,
+    Fidelity,
+    KvSlope,
+    Percentiles,
+    Quantile,
+)
 
 _UNEXPLAINED_RATIO = 0.02
 
@@ -92,3 +100,33 @@ def kv_slope_off(found: KvSlope | None) -> Iterator[Finding]:
             f"to {high:g}: attributed memory is not what a request really holds.",
             hint="Look at allocator slack: an allocator that keeps freed memory hides the KV in it.",
         )
+
+
+def states_apart(fidelity: Fidelity | None) -> Iterator[Finding]:
+    """What was in flight is not what the reference had in flight."""
+    fit = fidelity.against_reference if fidelity is not None else None
+    if fit is None:
+        return
+    far = {
+        one: one.w1_ratio
+        for one in (fit.running, fit.kv_tokens)
+        if one is not None and one.w1_ratio is not None and one.w1_ratio > WARN_RATIO
+    }
+    if not far:
+        return
+    told = " and ".join(
+        f"{one.name} by {ratio:.2f} of their mean ({one.reached.mean:,.4g} on average where the "
+        f"reference has {one.reference.mean:,.4g})"
+        for one, ratio in far.items()
+    )
+    is_refused = max(far.values()) > REFUSE_RATIO
+    proves = (
+        "The peaks and percentiles are those of this replay, and not of the trace."
+        if is_refused
+        else "Percentiles of resident memory may be off by as much."
+    )
+    yield Finding(
+        code="not_the_trace" if is_refused else "states_apart",
+        text=f"What was in flight is away from the reference: {told}. {proves}",
+        hint="Raise --dilation, so that the engine keeps up; --pace holds answers to the reference.",
+    )

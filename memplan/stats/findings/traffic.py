@@ -51,13 +51,14 @@ def _saturated(recording: Recording) -> Iterator[Finding]:
 
 
 def _no_reference(recording: Recording) -> Iterator[Finding]:
-    if recording.header.kind == "replay":
+    workload = recording.header.workload
+    if recording.header.kind == "replay" and workload.reference is None:
         yield Finding(
             code="no_reference_concurrency",
             text="The trace states arrivals and lengths, not service times. The concurrency of this "
             "replay is the one that this engine reached at this dilation; it is not shown to be "
             "the concurrency of the fleet that made the trace.",
-            hint="Compare peak_in_flight with your fleet's, and set --dilation to match it.",
+            hint="Say what the fleet took: --reference prefill=14000,tpot=13ms, or observed.",
         )
 
 
