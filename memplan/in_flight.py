@@ -83,7 +83,8 @@ def at_times(lives: Sequence[Life], times_s: Floats) -> tuple[Floats, Floats]:
     slope = _steps(firsts, rates, times_s) - _steps(ends, rates, times_s)
     offset = _steps(firsts, rates * firsts, times_s) - _steps(ends, rates * firsts, times_s)
     # Where all have ended rounding leaves a little more or less than nothing.
-    return running, np.maximum(0.0, np.round(kv_tokens + slope * times_s - offset, 3))
+    held_tokens = np.round(kv_tokens + slope * times_s - offset, 3)
+    return running, np.where(held_tokens > 0, held_tokens, 0.0)
 
 
 def _steps(at_s: Floats, sizes: Floats, times_s: Floats) -> Floats:

@@ -29,7 +29,7 @@ MOST_NODES = 8
 MARGIN_RATIO = 0.1
 """On what a replica holds above idle, in its container's request."""
 
-NOT_THE_NEED = ("refaults", "memory_pressure", "swap_used", "engine_degraded", "not_the_trace")
+NOT_THE_NEED = ("refaults", "memory_pressure", "swap_used", "engine_degraded")
 """Findings of a run whose resident memory shrank under pressure: no plan is made from it."""
 
 
@@ -75,6 +75,9 @@ def plan_of(
             hint="replay without a memory limit, or with one at which these findings go, and plan from "
             "that run",
         )
+    for one in summary.findings:
+        if one.code == "not_the_trace":
+            raise RecordingError(f"{summary.path}: {one.text}", hint=one.hint)
     need = need_of(summary, _threads(recording))
     budget = budget_of(summary, recording, margin_ratio=MARGIN_RATIO)
     files = shared_files(recording, summary.shared_bytes)

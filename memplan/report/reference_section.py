@@ -41,7 +41,7 @@ def _what(fit: ReferenceFit) -> str:
 
 
 def _table(fits: tuple[StateFit, ...], prefix: str) -> Table:
-    def row(name: str, whose: str, found: StateFigures, last: Cell) -> tuple[Cell, ...]:
+    def cells(name: str, whose: str, found: StateFigures, last: Cell) -> tuple[Cell, ...]:
         figures = (found.mean, found.p50, found.p95, found.p99, found.most)
         texts = [f"{one:,.2f}" if one < 100 else f"{one:,.0f}" for one in figures]
         return (Cell(text=name), Cell(text=whose), *(Cell(text=one) for one in texts), last)
@@ -58,8 +58,8 @@ def _table(fits: tuple[StateFit, ...], prefix: str) -> Table:
             row
             for one in fits
             for row in (
-                row(one.name, "reference", one.reference, Cell(text="")),
-                row("", "reached", one.reached, _distance(one)),
+                cells(one.name, "reference", one.reference, Cell(text="")),
+                cells("", "reached", one.reached, _distance(one)),
             )
         ),
         notes=(

@@ -1,0 +1,126 @@
+"""A replay is held against what the trace's own fleet had in flight; the scripted engine is exact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memplan.cli import run
+
+MODEL = """\
+memplan: 1
+name: pencil
+engine: scripted
+settings: {block_tokens: 16, max_requests: 32, max_kv_tokens: 65536, max_batch_tokens: 2048}
+script:
+  weights: 200MiB
+  runtime: 100MiB
+  kv_bytes_per_token: 1024
+  prefill_tokens_per_s: 100000
+  decode_s_per_step: 1ms
+  activation_bytes_per_token: 2048
+  vocab_tokens: 1000
+  context_tokens: 4096
+"""
+FLEET = "prefill=10000,tpot=20ms"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.yaml").write_text(MODEL)
+    rows = [
+        {
+            "timestamp": at * 130 + (at % 7) * 40,
+            "input_length": 100 + at % 5 * 300,
+            "output_length": 40,
+        }
+        for at in range(300)
+    ]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def replayed(
+    folder: Path, capsys: pytest.CaptureFixture[str], *options: str, code: int = 0
+) -> dict[str, Any]:
+    trace, out = str(folder / "trace.jsonl"), str(folder / "run")
+    command = ["replay", trace, "--out", out, "--json", "--force", "--reference", FLEET, *options]
+    assert run(command) == code
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def fit_of(document: dict[str, Any]) -> dict[str, Any]:
+    fit: dict[str, Any] = document["fidelity"]["against_reference"]
+    return fit
+
+
+def codes(document: dict[str, Any]) -> set[str]:
+    return {finding["code"] for finding in document["findings"]}
+
+
+def test_a_paced_engine_reaches_the_states_of_the_reference(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = replayed(folder, capsys, "--pace")
+    fit = fit_of(document)
+    assert fit["is_paced"]
+    # 0.13 s apart, each in service for 0.07 s of prefill on average and 0.8 s of decoding
+    assert fit["running"]["reference"]["mean"] == pytest.approx(0.87 / 0.13, rel=0.03)
+    assert fit["running"]["w1_ratio"] < 0.05
+    assert fit["kv_tokens"]["w1_ratio"] < 0.05
+    assert not {"no_reference_concurrency", "states_apart", "not_the_trace"} & codes(document)
+
+
+def test_a_fast_engine_without_a_pace_is_not_the_trace_and_the_run_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = replayed(folder, capsys, code=6)
+    fit = fit_of(document)
+    assert fit["running"]["reached"]["mean"] < 0.5 * fit["running"]["reference"]["mean"]
+    assert "not_the_trace" in codes(document)
+    assert run(["report", str(folder / "run"), "--out", str(folder / "page.html")]) == 0
+    assert "Is it the trace?" in (folder / "page.html").read_text()
+    assert run(["plan", str(folder / "run")]) == 5
+
+
+def test_dilation_and_scaled_lengths_leave_the_states_as_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = fit_of(replayed(folder, capsys, "--pace"))
+    scaled = fit_of(replayed(folder, capsys, "--pace", "--dilation", "3", "--length-scale", "0.5"))
+    for quantity in ("running", "kv_tokens"):
+        before, after = plain[quantity]["reference"], scaled[quantity]["reference"]
+        assert after["mean"] == pytest.approx(before["mean"], rel=0.01)
+        assert scaled[quantity]["w1_ratio"] < 0.06
+
+
+def test_windows_are_replayed_where_the_whole_takes_too_long(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = replayed(folder, capsys, "--pace", "--within", "25s")
+    fit = fit_of(document)
+    assert len(fit["windows"]) == 5
+    assert 5 < fit["judged_s"] < 25
+    assert fit["running"]["w1_ratio"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--pace",), "--pace: only with a reference"),
+        (("--within", "1min"), "--within: only with a reference"),
+        (("--reference", "fast"), "--reference: got 'fast'"),
+        (("--reference", "observed"), "300 of 300 rows say nothing"),
+        (("--reference", FLEET, "--repeat", "2"), "--reference: it is for one engine"),
+        (("--share", "2/3"), "--share: got '2/3'"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], told: str
+) -> None:
+    assert run(["replay", str(folder / "trace.jsonl"), *options]) == 2
+    assert told in capsys.readouterr().err
