@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from memplan.quality import QualityMeter
     from memplan.results import Found
     from memplan.specs import Deployment
+    from memplan.workload.dilation import Speed
 
 # A fault that comes back after three fresh starts is the workload's, and would come for ever.
 _RESTARTS = 3
@@ -42,7 +43,12 @@ def replay(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most requests to send.")] = None,
     length_scale: Annotated[float, typer.Option(help="Factor on all lengths.")] = 1.0,
-    dilation: Annotated[float, typer.Option(help="Factor on all times between arrivals.")] = 1.0,
+    dilation: Annotated[
+        str,
+        typer.Option(
+            help="Factor on all times between arrivals; auto: a probe finds it, for --pace."
+        ),
+    ] = "1",
     reference: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +91,7 @@ def replay(
     """
     from memplan.builtin import builtin_path, model_yaml
     from memplan.commands.options import replicas_of
-    from memplan.jobs import limited, text_to_score, trace_waves, variant_of
+    from memplan.jobs import limited, probe_waves, text_to_score, trace_waves, variant_of
     from memplan.quality import quality_meter
     from memplan.results import print_runs, read_gateways, read_runs
     from memplan.specs import load_deployment
@@ -94,25 +100,39 @@ def replay(
     if deployment.pools:
         _refuse_with_pools(restart_engine=restart_engine, repeat=repeat, quality=quality)
     deployment = limited(deployment, memory_limit)
+    against = _against(deployment, reference, within, pace=pace, repeat=repeat)
+    replicas = replicas_of(share)
+    factor = _dilation_of(dilation, is_paced=pace)
+    folder = out or _run_folder(deployment, "replay")
+    if factor is None:
+        probe = probe_waves(
+            trace,
+            deployment,
+            trace_format=trace_format,
+            length_scale=length_scale,
+            replicas=replicas,
+        )
+        probe_folder = folder.with_name(f"{folder.name}-probe")
+        against["speed"] = _probed(deployment, probe, probe_folder, sample_period, force)
     workload = trace_waves(
         trace,
         deployment,
         trace_format=trace_format,
         limit=limit,
         length_scale=length_scale,
-        dilation=dilation,
+        dilation=factor or 1.0,
         oversize=oversize,
         repeats=repeat,
-        replicas=replicas_of(share),
-        **_against(deployment, reference, within, pace=pace, repeat=repeat),
+        replicas=replicas,
+        **against,
     )
     wanted = quality or prompts is not None
     builtin = builtin_path("quality_text.txt")
     text = text_to_score(deployment, prompts, is_wanted=wanted, builtin=builtin)
     restarts = _RESTARTS if restart_engine else 0
     with quality_meter(text) as meter:
-        folder = _measured(
-            "replay", deployment, workload, out, sample_period, force, restarts, repeat, meter
+        _measured(
+            "replay", deployment, workload, folder, sample_period, force, restarts, repeat, meter
         )
     found = read_runs([folder])
     print_runs(found, as_json=as_json, gateways=read_gateways([folder]))
@@ -225,10 +245,10 @@ def _measured(
 ) -> Path:
     """Runs one variant under one workload with progress on stderr; returns the run's folder."""
     from memplan.gateway.measuring import measure_pools
-    from memplan.measure import measure, run_name, stopping_on_signals
+    from memplan.measure import measure, stopping_on_signals
     from memplan.progress import ProgressWatcher
 
-    folder = out or Path("memplan-runs") / run_name(deployment, kind)
+    folder = out or _run_folder(deployment, kind)
     job = _job(kind, deployment, workload, folder, sample_period, force, restarts, repeats, quality)
     label = f"{deployment.name} {deployment.variant}"
     with stopping_on_signals() as stop, ProgressWatcher(label, job.waves) as watcher:
@@ -265,6 +285,47 @@ def _job(
         force=force,
         quality=quality,
     )
+
+
+def _run_folder(deployment: Deployment, kind: str) -> Path:
+    from memplan.measure import run_name
+
+    return Path("memplan-runs") / run_name(deployment, kind)
+
+
+def _dilation_of(text: str, *, is_paced: bool) -> float | None:
+    """None: a probe is to find it. Raises InputError."""
+    if text == "auto":
+        if not is_paced:
+            raise InputError(
+                "--dilation auto: it is the one at which an engine keeps a reference's pace",
+                hint="--reference prefill=14000,tpot=13ms --pace --dilation auto",
+            )
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(
+            f"--dilation: got {text!r}, expected a number or auto", hint="--dilation 4"
+        ) from error
+
+
+def _probed(
+    deployment: Deployment, workload: Workload, folder: Path, sample_period: str, force: bool
+) -> Speed:
+    """The engine's speed, measured in a run of its own."""
+    from memplan.recording import read_run
+    from memplan.workload.dilation import speed_of
+
+    _measured("replay", deployment, workload, folder, sample_period, force)
+    speed = speed_of(read_run(folder).segments)
+    if speed is None:
+        raise EngineError(
+            "the probe served nothing, so that the engine's speed is not known",
+            hint=f"see {folder}; or give a number: --dilation 8",
+        )
+    print(f"probe: {speed.text}", file=sys.stderr)
+    return speed
 
 
 def _against(

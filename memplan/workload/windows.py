@@ -4,7 +4,7 @@ itself after a warm-up."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,28 +31,46 @@ def whole(span_s: float) -> Window:
     return Window(text="the whole trace", warm_up_s=0.0, start_s=0.0, end_s=span_s)
 
 
-def windows_of(
-    lives: Sequence[Life], span_s: float, budget_s: float, *, seed: int = 0
-) -> tuple[Window, ...]:
-    """Around the instants at which the reference's KV tokens are at their p50, p95, p99 and most, and
-    one at random; together, with their warm-ups, no longer than ``budget_s`` of the trace's time, in
-    order of time. One over the whole trace where that fits.
+DilationOf = Callable[[Sequence[Life]], float]
+"""Of the lives that a window sends."""
 
-    Raises InputError where the budget leaves less than a second to each.
+
+def windows_of(
+    lives: Sequence[Life],
+    span_s: float,
+    within_s: float | None,
+    dilation_of: DilationOf,
+    *,
+    seed: int = 0,
+) -> tuple[tuple[Window, float], ...]:
+    """Around the instants at which the reference's KV tokens are at their p50, p95, p99 and most, and
+    one at random, each with its dilation; with these and their warm-ups they take no longer than
+    ``within_s`` together. In order of time. One over the whole trace where that fits, or without a
+    limit.
+
+    Raises InputError where this leaves less than a second of the trace to each.
     """
-    if span_s <= budget_s:
-        return (whole(span_s),)
-    length_s = budget_s / (len(LEVELS) + 1)
+    dilation = dilation_of(lives)
+    if within_s is None or span_s * dilation <= within_s:
+        return ((whole(span_s), dilation),)
+    length_s = within_s / dilation_of(lives)
     while length_s >= _LEAST_S:
-        chosen = _chosen(lives, span_s, length_s, random.Random(seed))
-        if sum(one.end_s - one.warm_up_s for one in chosen) <= budget_s:
-            return tuple(sorted(chosen, key=lambda one: one.start_s))
+        chosen = [
+            (one, dilation_of(_sent(lives, one)))
+            for one in _chosen(lives, span_s, length_s, random.Random(seed))
+        ]
+        if sum((one.end_s - one.warm_up_s) * dilation for one, dilation in chosen) <= within_s:
+            return tuple(sorted(chosen, key=lambda pair: pair[0].start_s))
         length_s *= 0.9
     raise InputError(
-        f"--within: {budget_s:,.0f} s of the trace's time are too short for "
-        f"{len(LEVELS) + 1} windows and their warm-ups",
-        hint="allow more time, or lower --dilation",
+        f"--within: {within_s:,.0f} s are too short for {len(LEVELS) + 1} windows, each of a second "
+        "of the trace or more and after its warm-up",
+        hint="allow more time, or shorten requests with --length-scale",
     )
+
+
+def _sent(lives: Sequence[Life], window: Window) -> list[Life]:
+    return [one for one in lives if window.warm_up_s <= one.start_s <= window.end_s]
 
 
 def _chosen(

@@ -108,6 +108,18 @@ def test_windows_are_replayed_where_the_whole_takes_too_long(
     assert fit["running"]["w1_ratio"] < 0.1
 
 
+def test_a_probe_finds_the_dilation_at_which_a_slow_engine_keeps_up(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = MODEL.replace("100000", "2000").replace("1ms", "30ms")
+    (folder / "model.yaml").write_text(slow)
+    assert fit_of(replayed(folder, capsys, "--pace", code=6))["running"]["w1_ratio"] > 0.25
+    document = replayed(folder, capsys, "--pace", "--dilation", "auto")
+    assert document["fidelity"]["dilation"] > 2
+    assert fit_of(document)["running"]["w1_ratio"] < 0.1
+    assert (folder / "run-probe" / "header.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -116,6 +128,8 @@ def test_windows_are_replayed_where_the_whole_takes_too_long(
         (("--reference", "fast"), "--reference: got 'fast'"),
         (("--reference", "observed"), "300 of 300 rows say nothing"),
         (("--reference", FLEET, "--repeat", "2"), "--reference: it is for one engine"),
+        (("--dilation", "auto"), "--dilation auto: it is the one at which"),
+        (("--dilation", "slow"), "--dilation: got 'slow'"),
         (("--share", "2/3"), "--share: got '2/3'"),
     ],
 )

@@ -239,3 +239,13 @@ def test_noise_in_a_file_never_ends_in_a_traceback_nor_invents_a_row(
         return
     assert trace.rows_kept <= max(len(rows), content.count("\n") + content.count("{"))
     assert all(row.input_tokens > 0 and row.output_tokens > 0 for row in trace.rows)
+
+
+def test_a_later_row_of_bailian_without_its_chat_is_a_fault(tmp_path: Path) -> None:
+    row = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 1, "input_length": 40,
+           "output_length": 2, "hash_ids": [1, 2, 3]}  # fmt: skip
+    lost = {key: value for key, value in row.items() if key != "chat_id"}
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (row, lost)))
+    with pytest.raises(InputError, match=":2 chat_id: missing"):
+        read_trace(path)

@@ -61,7 +61,7 @@ def burst(at_s: float, requests: int) -> list[Life]:
 
 def test_windows_hold_the_extremes_and_their_warm_ups_within_the_budget() -> None:
     lives = [life for at in range(0, 1000, 10) for life in burst(float(at), 1)] + burst(502.0, 30)
-    chosen = windows_of(lives, 1000.0, 200.0)
+    chosen = [one for one, _ in windows_of(lives, 1000.0, 600.0, lambda _: 3.0)]
     assert sum(one.end_s - one.warm_up_s for one in chosen) <= 200
     assert [one.start_s for one in chosen] == sorted(one.start_s for one in chosen)
     (most,) = [one for one in chosen if one.text == "around the most of KV"]
@@ -72,10 +72,11 @@ def test_windows_hold_the_extremes_and_their_warm_ups_within_the_budget() -> Non
 
 
 def test_a_trace_that_fits_is_one_window() -> None:
-    (one,) = windows_of(burst(0.0, 2), 50.0, 50.0)
+    ((one, dilation),) = windows_of(burst(0.0, 2), 50.0, 100.0, lambda _: 2.0)
+    assert dilation == 2.0
     assert (one.warm_up_s, one.start_s, one.end_s) == (0.0, 0.0, 50.0)
 
 
 def test_too_little_time_is_said() -> None:
-    with pytest.raises(InputError, match="too short for 5 windows"):
-        windows_of(burst(0.0, 2), 1000.0, 2.0)
+    with pytest.raises(InputError, match="too short"):
+        windows_of(burst(0.0, 2), 1000.0, 2.0, lambda _: 1.0)

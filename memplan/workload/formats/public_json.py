@@ -38,11 +38,13 @@ def _ids(record: Record, key: str = "hash_ids") -> tuple[int, ...]:
 def _bailian_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
     """Seconds; blocks of 16; a session is the root of a chain of parents."""
     reading.block_size = 16
-    root: dict[object, object] = {}
+    root: dict[str | None, str] = {}
 
     def row(number: int, record: Record) -> Timed:
-        chat, parent = record["chat_id"], record.get("parent_chat_id", -1)
-        root[chat] = root.get(parent, parent if parent not in (-1, None) else chat)
+        chat, parent = (text_of(record, key) for key in ("chat_id", "parent_chat_id"))
+        if chat is None:
+            raise BadFieldError("chat_id: missing, expected the id of a chat")
+        root[chat] = root.get(parent, parent if parent not in ("-1", None) else chat)
         return Timed(
             time=number_in(record, "timestamp"),
             row=TraceRow(
@@ -50,8 +52,8 @@ def _bailian_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
                 timestamp_s=0.0,
                 input_tokens=tokens_of(record, "input_length", least=0),
                 output_tokens=tokens_of(record, "output_length", least=0),
-                request_id=str(chat),
-                session_id=str(root[chat]),
+                request_id=chat,
+                session_id=root[chat],
                 class_label=word_in(record, "type"),
                 hash_ids=_ids(record),
             ),

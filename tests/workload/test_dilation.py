@@ -1,0 +1,67 @@
+"""The dilation at which an engine keeps the pace, against queues worked out by hand."""
+
+import pytest
+
+from memplan.in_flight import Life
+from memplan.records import Segment
+from memplan.workload.dilation import (
+    OVERSTAY_RATIO,
+    Speed,
+    fitted_dilation,
+    overstay_ratio,
+    speed_of,
+)
+
+
+def life(start_s: float) -> Life:
+    """1,000 prompt tokens in 0.1 s, then 10 in 0.9 s."""
+    return Life(
+        start_s=start_s, prefill_s=0.1, end_s=start_s + 1.0, input_tokens=1000, output_tokens=10
+    )
+
+
+def test_two_that_come_at_once_are_read_one_after_the_other() -> None:
+    # A tick is 0.09 s, of which a decode step takes a third: 1,000 tokens take 0.75 s.
+    speed = Speed(prefill_tokens_per_s=2000.0, decode_step_s=0.03)
+    lives = [life(0.0), life(0.0)]
+    # The first ends at 0.75 + 0.3, the second at 1.5 + 0.3, where 1.0 was due; each was to stay 1 s.
+    found = overstay_ratio(lives, speed, dilation=1.0, length_scale=1.0)
+    assert found == pytest.approx((0.05 + 0.8) / 2)
+
+
+def test_an_engine_that_cannot_decode_at_each_tick_never_keeps_up() -> None:
+    speed = Speed(prefill_tokens_per_s=1e9, decode_step_s=0.08)
+    assert overstay_ratio([life(0.0)], speed, dilation=1.0, length_scale=1.0) == float("inf")
+
+
+@pytest.mark.parametrize("length_scale", [1.0, 0.25])
+def test_the_smallest_dilation_is_found_at_which_they_stay_long_enough(length_scale: float) -> None:
+    speed = Speed(prefill_tokens_per_s=500.0, decode_step_s=0.05)
+    lives = [life(at * 0.4) for at in range(50)]
+
+    def stays(dilation: float) -> float:
+        return overstay_ratio(lives, speed, dilation=dilation, length_scale=length_scale)
+
+    dilation = fitted_dilation(lives, speed, length_scale=length_scale)
+    assert stays(dilation * 1.01) <= OVERSTAY_RATIO < stays(dilation / 1.12)
+
+
+def step(start_s: float, end_s: float, prefill: int, decode: int) -> Segment:
+    return Segment(
+        engine_start=0,
+        kind="step",
+        start_s=start_s,
+        end_s=end_s,
+        peak={},
+        gauges={},
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+    )
+
+
+def test_speed_is_that_of_steps_of_one_kind() -> None:
+    mixed = step(3.0, 9.0, 100, 1)
+    found = speed_of([step(0.0, 2.0, 400, 0), step(2.0, 3.0, 200, 0), mixed, step(9.0, 9.1, 0, 4)])
+    assert found is not None
+    assert (found.prefill_tokens_per_s, found.decode_step_s) == pytest.approx((200.0, 0.1))
+    assert speed_of([mixed]) is None
