@@ -77,6 +77,7 @@ def trace_waves(
     deployment: Deployment,
     *,
     trace_format: str | None = None,
+    columns: str | None = None,
     limit: int | None = None,
     length_scale: float = 1.0,
     dilation: float = 1.0,
@@ -107,7 +108,7 @@ def trace_waves(
         raise InputError(
             f"--oversize {oversize}: expected refuse or reject", hint="--oversize reject"
         )
-    trace = share_of(read_trace(path, trace_format), replicas, seed=0)
+    trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
     windows: tuple[WindowFacts, ...] = ()
     if reference is None:
         requests = plan_requests(
@@ -214,12 +215,13 @@ def probe_waves(
     deployment: Deployment,
     *,
     trace_format: str | None,
+    columns: str | None,
     length_scale: float,
     replicas: int,
 ) -> Workload:
     """A few requests of the trace that show an engine's speed: one of median and one of long length
     alone, then four at once."""
-    trace = share_of(read_trace(path, trace_format), replicas, seed=0)
+    trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
     most = _most_tokens(deployment)
     by_length = sorted(
         range(trace.rows_kept), key=lambda at: (trace.rows[at].input_tokens, trace.rows[at].line)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from memplan.commands.options import (
+    ColumnsOption,
     ForceOption,
     JsonOption,
     LimitOption,
@@ -16,6 +17,7 @@ from memplan.commands.options import (
     OutOption,
     PeriodOption,
     PromptsOption,
+    TraceFormatOption,
 )
 from memplan.errors import EngineError, GateError, InputError, RecordingError
 
@@ -37,10 +39,8 @@ def replay(
     ],
     model: ModelOption = None,
     variant: Annotated[str, typer.Option(help="Variant of model.yaml to run.")] = "base",
-    trace_format: Annotated[
-        str | None,
-        typer.Option("--format", help="Skip sniffing: a name from docs/trace-formats.md."),
-    ] = None,
+    trace_format: TraceFormatOption = None,
+    columns: ColumnsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most requests to send.")] = None,
     length_scale: Annotated[float, typer.Option(help="Factor on all lengths.")] = 1.0,
     dilation: Annotated[
@@ -109,6 +109,7 @@ def replay(
             trace,
             deployment,
             trace_format=trace_format,
+            columns=columns,
             length_scale=length_scale,
             replicas=replicas,
         )
@@ -118,6 +119,7 @@ def replay(
         trace,
         deployment,
         trace_format=trace_format,
+        columns=columns,
         limit=limit,
         length_scale=length_scale,
         dilation=factor or 1.0,

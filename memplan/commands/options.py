@@ -16,6 +16,15 @@ ModelOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write the run to.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the JSON document instead.")]
+TraceFormatOption = Annotated[
+    str | None, typer.Option("--format", help="Skip sniffing: a name from docs/trace-formats.md.")
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns", help="For a CSV of your own: timestamp=…,input=…,output=…,unit=s|ms|us|iso."
+    ),
+]
 PeriodOption = Annotated[
     str, typer.Option("--sample-period", help="Time between samples of the timeline.")
 ]

@@ -7,19 +7,24 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands.options import ForceOption, JsonOption, ModelOption, replicas_of
+from memplan.commands.options import (
+    ColumnsOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    TraceFormatOption,
+    replicas_of,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Reads, shows and writes traces of any known format.")
-FormatOption = Annotated[
-    str | None, typer.Option("--format", help="Skip sniffing: a name from docs/trace-formats.md.")
-]
 
 
 @app.command()
 def inspect(
     trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],
     model: ModelOption = None,
-    trace_format: FormatOption = None,
+    trace_format: TraceFormatOption = None,
+    columns: ColumnsOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write it to a file too: .html or .md.")
     ] = None,
@@ -41,7 +46,7 @@ def inspect(
     from memplan.workload.trace import read_trace
 
     classes = load_deployment(model_yaml(model, None)).classes if model else BUILTIN_CLASSES
-    read = read_trace(trace, trace_format)
+    read = read_trace(trace, trace_format, columns=columns)
     requests = plan_requests(read, classes=classes)
     shape, rules = shape_of(read, requests), class_rules(classes, requests)
     document = trace_document(read, shape, rules)
@@ -66,7 +71,8 @@ def inspect(
 def convert(
     trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],
     target: Annotated[Path, typer.Argument(help="File to write, in memplan.trace.v1.")],
-    trace_format: FormatOption = None,
+    trace_format: TraceFormatOption = None,
+    columns: ColumnsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Writes a trace in memplan's own form, which every option reads back as it was.
@@ -75,7 +81,7 @@ def convert(
     """
     from memplan.workload.trace import read_trace, write_trace
 
-    read = read_trace(trace, trace_format)
+    read = read_trace(trace, trace_format, columns=columns)
     write_trace(target, read, overwrite=force)
     print(f"{target}: {read.rows_kept:,} of {read.rows_read:,} rows, from {read.format}")
 
@@ -93,7 +99,8 @@ def slice_(
         ),
     ] = "1/1",
     seed: Annotated[int, typer.Option(help="Which of the shares.")] = 0,
-    trace_format: FormatOption = None,
+    trace_format: TraceFormatOption = None,
+    columns: ColumnsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Cuts a window of time, and one replica's share of what is in it, as a router would give it.
@@ -104,7 +111,7 @@ def slice_(
     from memplan.workload.slicing import share_of, window_of
     from memplan.workload.trace import read_trace, write_trace
 
-    read = read_trace(trace, trace_format)
+    read = read_trace(trace, trace_format, columns=columns)
     start_s = parse_seconds(start) if start else 0.0
     end_s = parse_seconds(end) if end else read.span_s
     replicas = replicas_of(share)

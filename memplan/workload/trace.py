@@ -24,15 +24,20 @@ from memplan.workload.formats.burstgpt import BURSTGPT_V1, BURSTGPT_V2
 from memplan.workload.formats.canonical import MEMPLAN, canonical_row
 from memplan.workload.formats.lengths_only import SERVEGEN, VIDUR
 from memplan.workload.formats.mooncake import MOONCAKE
+from memplan.workload.formats.named_columns import columns_format
+from memplan.workload.formats.openai_batch import OPENAI_BATCH, OPENAI_BATCH_INPUT
 from memplan.workload.formats.own_logs import LANGFUSE, LITELLM, OTEL
-from memplan.workload.formats.public_json import BAILIAN, DYNAMO, RAGPULSE, TRACELAB, WEKA
+from memplan.workload.formats.public_json import BAILIAN, DYNAMO, TRACELAB, WEKA
+from memplan.workload.formats.ragpulse import RAGPULSE
 from memplan.workload.formats.reading import Format, Reading, Timed
+from memplan.workload.formats.vllm_log import VLLM_LOG
 from memplan.workload.trace_row import TraceRow
 
 __all__ = ["FORMATS", "Trace", "TraceRow", "read_trace", "write_trace"]
 FORMATS = (
     MEMPLAN, MOONCAKE, AZURE_2023, AZURE_2024, AZURE_LMM_2025, BURSTGPT_V1, BURSTGPT_V2, BAILIAN,
-    RAGPULSE, WEKA, TRACELAB, DYNAMO, OTEL, LITELLM, LANGFUSE, VIDUR, SERVEGEN,
+    RAGPULSE, WEKA, TRACELAB, DYNAMO, OPENAI_BATCH, OPENAI_BATCH_INPUT, OTEL, LITELLM, LANGFUSE,
+    VLLM_LOG, VIDUR, SERVEGEN,
 )  # fmt: skip
 """Exactly one of them fits a file, or it is refused."""
 
@@ -62,8 +67,9 @@ class Trace:
         return self.rows[-1].timestamp_s
 
 
-def read_trace(path: Path, format: str | None = None) -> Trace:
-    """Reads line by line; the format is sniffed unless given.
+def read_trace(path: Path, format: str | None = None, *, columns: str | None = None) -> Trace:
+    """Reads line by line; the format is sniffed unless given. ``columns`` names those of a CSV of the
+    user's own.
 
     Raises InputError when the format is not known, or with every fault of the file.
     """
@@ -73,7 +79,7 @@ def read_trace(path: Path, format: str | None = None) -> Trace:
         if path.exists() and not path.is_file():
             raise _unusable(path, "is not a regular file")
         with opened(path) as file:
-            return _read(path, file, format)
+            return _read(path, file, format, columns)
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
@@ -117,14 +123,23 @@ def write_trace(path: Path, trace: Trace, *, overwrite: bool = False) -> None:
         raise _unusable(path, f"cannot be written: {error.strerror or error}") from error
 
 
-def _read(path: Path, file: BinaryIO, wanted: str | None) -> Trace:
+def _read(path: Path, file: BinaryIO, wanted: str | None, columns: str | None) -> Trace:
     reading, digest = Reading(path), hashlib.sha256()
     lines = _whole_document(_lines(file, reading, digest))
     first = list(islice(lines, 2))
     reading.raise_faults()
     if not first:
         raise _unusable(path, "is empty, expected one request a line")
-    format = _format_of(path, wanted, [text for _, text in first])
+    if columns is not None and wanted is not None:
+        raise InputError(
+            "--format and --columns: the one names a known format, the other a CSV of your own",
+            hint="leave one of the two out",
+        )
+    format = (
+        columns_format(columns)
+        if columns is not None
+        else _format_of(path, wanted, [text for _, text in first])
+    )
     lines = chain(first, lines)
     timed = sorted(_runnable(format.rows(lines, reading), reading), key=lambda one: one.time)
     reading.raise_faults()
@@ -199,7 +214,8 @@ def _format_of(path: Path, wanted: str | None, first_lines: Sequence[str]) -> Fo
         looked_for = "\n".join(f"  {one.name}: {one.recognised_by}" for one in FORMATS)
         raise InputError(
             f"{path}: the format is not recognised from its first record; looked for\n{looked_for}",
-            hint=f"name it: --format {'|'.join(names)}",
+            hint=f"name it: --format {'|'.join(names)}; or, for a CSV of your own, its columns: "
+            "--columns timestamp=COLUMN,input=COLUMN,output=COLUMN,unit=s",
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Public traces in JSON: Qwen-Bailian, RAGPulse, TraceLab, Dynamo's request trace, and WEKA's
+"""Public traces in JSON: Qwen-Bailian, TraceLab, Dynamo's request trace, and WEKA's
 sessions."""
 
 from __future__ import annotations
@@ -56,25 +56,6 @@ def _bailian_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
                 session_id=root[chat],
                 class_label=word_in(record, "type"),
                 hash_ids=_ids(record),
-            ),
-        )
-
-    yield from log_rows(lines, reading, row)
-
-
-def _ragpulse_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
-    """Seconds as text. Its ids stand for passages of different lengths, which a block size cannot say:
-    they are left out, so that no prefix is invented."""
-
-    def row(number: int, record: Record) -> Timed:
-        return Timed(
-            time=number_in(record, "timestamp"),
-            row=TraceRow(
-                line=number,
-                timestamp_s=0.0,
-                input_tokens=tokens_of(record, "input_length", least=0),
-                output_tokens=tokens_of(record, "output_length", least=0),
-                session_id=text_of(record, "session_id"),
             ),
         )
 
@@ -224,12 +205,6 @@ BAILIAN = Format(
     recognised_by="a JSON object with chat_id, parent_chat_id and hash_ids",
     fits=lambda first: {"chat_id", "parent_chat_id", "hash_ids"} <= _first(first).keys(),
     rows=_bailian_rows,
-)
-RAGPULSE = Format(
-    name="ragpulse",
-    recognised_by="a JSON object whose hash_ids is an object",
-    fits=lambda first: isinstance(_first(first).get("hash_ids"), dict),
-    rows=_ragpulse_rows,
 )
 TRACELAB = Format(
     name="tracelab",
