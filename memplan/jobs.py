@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from memplan.engines import context_tokens_of
 from memplan.errors import InputError
 from memplan.gateway.routing import route_of
-from memplan.in_flight import Life
 from memplan.records import Request, WindowFacts, WorkloadFacts
 from memplan.specs import Deployment
 from memplan.units import parse_bytes, parse_seconds
 from memplan.workload.classify import TRACE_WAVE, class_rules, plan_requests
-from memplan.workload.dilation import Speed, fitted_dilation
 from memplan.workload.ladder import Wave, ladder_requests
-from memplan.workload.reference import Reference, lives_of
+from memplan.workload.reference_waves import (
+    Against,
+    free_id,
+    judged_requests,
+    mean_dilation,
+    probe_requests,
+)
 from memplan.workload.scored_text import ScoredText, read_scored_text
 from memplan.workload.slicing import share_of
-from memplan.workload.trace import Trace, read_trace
-from memplan.workload.windows import windows_of
+from memplan.workload.trace import read_trace
 
-_PROBE_OUTPUT_TOKENS = 8
 Workload = tuple[tuple[Wave, ...], WorkloadFacts]
 
 
@@ -84,17 +86,13 @@ def trace_waves(
     oversize: str = "refuse",
     repeats: int = 1,
     start_row: int = 0,
-    reference: Reference | None = None,
-    is_paced: bool = False,
-    within_s: float | None = None,
     replicas: int = 1,
-    speed: Speed | None = None,
+    against: Against | None = None,
 ) -> Workload:
     """A trace as one open-loop wave, or as ``repeats`` of them, each on a fresh engine.
 
-    With a ``reference`` and where the trace, dilated, takes longer than ``within_s``: the windows of it
-    that say most, each a wave. With the ``speed`` of the engine, which is paced, each of them gets the
-    dilation at which it keeps up.
+    Held ``against`` a reference it may be windows of the trace instead, each a wave; ``start_row`` is
+    for replays without one.
 
     Raises InputError for a trace that cannot be read and, unless ``oversize`` is ``reject``, for
     requests that the engine could never take; MachineError when the engine's packages are missing.
@@ -110,7 +108,7 @@ def trace_waves(
         )
     trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
     windows: tuple[WindowFacts, ...] = ()
-    if reference is None:
+    if against is None:
         requests = plan_requests(
             trace,
             classes=deployment.classes,
@@ -120,12 +118,13 @@ def trace_waves(
             start_row=start_row,
         )
     else:
-        taken = replace(trace, rows=trace.rows[start_row:][:limit])
-        planned = _windows(
-            taken, deployment, reference, within_s, length_scale, speed or dilation, is_paced
+        requests, windows = judged_requests(
+            replace(trace, rows=trace.rows[:limit]),
+            deployment.classes,
+            against,
+            length_scale=length_scale,
+            dilation=dilation,
         )
-        requests = tuple(one for part, _ in planned for one in part)
-        windows = tuple(facts for _, facts in planned)
     if oversize == "refuse":
         if deployment.pools:
             _refuse_without_pool(requests, deployment, path)
@@ -141,73 +140,14 @@ def trace_waves(
         span_s=sum(one.trace_end_s - one.trace_start_s for one in windows)
         or max(r.arrival_s for r in requests) / dilation,
         length_scale=length_scale,
-        dilation=_mean_dilation(windows) or dilation,
+        dilation=mean_dilation(windows) or dilation,
         class_rules=class_rules(deployment.classes, requests),
-        reference=reference.text if reference is not None else None,
+        reference=against.reference.text if against is not None else None,
         windows=windows,
     )
     if len(windows) > 1:
-        return _waves_of(requests, windows), workload
+        return _waves_of(requests), workload
     return repeated(requests, repeats), workload
-
-
-def _windows(
-    trace: Trace,
-    deployment: Deployment,
-    reference: Reference,
-    within_s: float | None,
-    length_scale: float,
-    dilation: float | Speed,
-    is_paced: bool,
-) -> list[tuple[tuple[Request, ...], WindowFacts]]:
-    """The requests of each window and what the window is. One that is in two windows, as when another
-    one's warm-up begins in it, is sent in both, under ids of their own. ``dilation`` may be the engine's
-    speed instead: then each window has the one at which the engine keeps the pace."""
-    span_s = trace.rows[-1].timestamp_s - trace.rows[0].timestamp_s
-    lives = lives_of(trace.rows, reference)
-
-    def dilation_of(sent: Sequence[Life]) -> float:
-        if isinstance(dilation, Speed):
-            return fitted_dilation(sent, dilation, length_scale=length_scale)
-        return dilation
-
-    chosen = windows_of(lives, span_s, within_s, dilation_of)
-    times_s = [row.timestamp_s for row in trace.rows]
-    found, taken = [], set[str]()
-    for number, (window, slower) in enumerate(chosen, start=1):
-        first = bisect_left(times_s, window.warm_up_s)
-        last = bisect_right(times_s, window.end_s)
-        if last <= first:
-            continue
-        wave = TRACE_WAVE if len(chosen) == 1 else f"window {number}"
-        requests = []
-        for one in plan_requests(
-            trace,
-            classes=deployment.classes,
-            length_scale=length_scale,
-            dilation=slower,
-            start_row=first,
-            limit=last - first,
-            wave=wave,
-            reference=reference,
-            is_paced=is_paced,
-        ):
-            own_id = one.request_id
-            while own_id in taken:
-                own_id += "#"
-            taken.add(own_id)
-            requests.append(replace(one, request_id=own_id))
-        facts = WindowFacts(
-            wave=wave,
-            text=window.text,
-            trace_start_s=window.start_s,
-            trace_end_s=window.end_s,
-            start_s=(window.start_s - times_s[first]) * slower,
-            end_s=(window.end_s - times_s[first]) * slower,
-            dilation=slower,
-        )
-        found.append((tuple(requests), facts))
-    return found
 
 
 def probe_waves(
@@ -219,40 +159,13 @@ def probe_waves(
     length_scale: float,
     replicas: int,
 ) -> Workload:
-    """A few requests of the trace that show an engine's speed: one of median and one of long length
-    alone, then four at once."""
+    """What shows an engine's speed, of the lengths that the trace has."""
     trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
-    most = _most_tokens(deployment)
-    by_length = sorted(
-        range(trace.rows_kept), key=lambda at: (trace.rows[at].input_tokens, trace.rows[at].line)
-    )
-    picked = [
-        by_length[int(share * (len(by_length) - 1))] for share in (0.5, 0.9, 0.3, 0.4, 0.6, 0.7)
-    ]
-    requests = []
-    for number, at in enumerate(picked):
-        (one,) = plan_requests(
-            trace,
-            classes=deployment.classes,
-            length_scale=length_scale,
-            start_row=at,
-            limit=1,
-            wave=f"probe {min(number, 2) + 1}",
-        )
-        tokens = min(one.input_tokens, most - _PROBE_OUTPUT_TOKENS)
-        requests.append(
-            replace(
-                one,
-                request_id=f"p{number}",
-                input_tokens=max(1, tokens),
-                output_tokens=_PROBE_OUTPUT_TOKENS,
-                prefix_ids=(),
-            )
-        )
-    names = dict.fromkeys(one.wave for one in requests)
-    waves = tuple(
-        Wave(name=name, fresh=False, requests=tuple(r for r in requests if r.wave == name))
-        for name in names
+    requests = probe_requests(
+        trace,
+        deployment.classes,
+        length_scale=length_scale,
+        most_tokens=_most_tokens(deployment),
     )
     workload = WorkloadFacts(
         source=path.name,
@@ -264,24 +177,13 @@ def probe_waves(
         span_s=0.0,
         length_scale=length_scale,
     )
-    return waves, workload
+    return _waves_of(requests), workload
 
 
-def _mean_dilation(windows: Sequence[WindowFacts]) -> float | None:
-    """Over the time of the trace; None without windows."""
-    trace_s = sum(one.trace_end_s - one.trace_start_s for one in windows)
-    return sum(one.end_s - one.start_s for one in windows) / trace_s if trace_s else None
-
-
-def _waves_of(requests: Sequence[Request], windows: Sequence[WindowFacts]) -> tuple[Wave, ...]:
-    return tuple(
-        Wave(
-            name=window.wave,
-            fresh=False,
-            requests=tuple(one for one in requests if one.wave == window.wave),
-        )
-        for window in windows
-    )
+def _waves_of(requests: Sequence[Request]) -> tuple[Wave, ...]:
+    """Those of one wave are together already."""
+    waves = groupby(requests, key=lambda one: one.wave)
+    return tuple(Wave(name=name, fresh=False, requests=tuple(group)) for name, group in waves)
 
 
 def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
@@ -294,10 +196,9 @@ def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
         name = f"replay {number}"
         sent = []
         for request in requests:
-            own_id = request.request_id if number == 1 else f"{request.request_id}#{number}"
-            while number > 1 and own_id in taken:
-                own_id += "#"
-            taken.add(own_id)
+            own_id = request.request_id
+            if number > 1:
+                own_id = free_id(f"{own_id}#{number}", taken)
             sent.append(replace(request, request_id=own_id, wave=name))
         waves.append(Wave(name=name, fresh=True, requests=tuple(sent)))
     return tuple(waves)

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "gateway_file": HINGE | {"recording"},
     "gateway": WING | {"measure", "quality", "gateway_file", "wear"},
     "resuming": WING | {"measure"},
-    "jobs": WING | {"gateway", "in_flight"},
+    "jobs": WING | {"gateway"},
     "doctor": WING | {"witness_file"},
     "progress": WING,
     "builtin": WING,

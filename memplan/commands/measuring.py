@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from memplan.commands.options import (
     PeriodOption,
     PromptsOption,
     TraceFormatOption,
+    replicas_of,
 )
 from memplan.errors import EngineError, GateError, InputError, RecordingError
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from memplan.results import Found
     from memplan.specs import Deployment
     from memplan.workload.dilation import Speed
+    from memplan.workload.reference_waves import Against
 
 # A fault that comes back after three fresh starts is the workload's, and would come for ever.
 _RESTARTS = 3
@@ -89,8 +91,9 @@ def replay(
 
     Example: memplan replay trace.jsonl --model model.yaml --limit 200 --dilation 4
     """
+    from dataclasses import replace as replaced
+
     from memplan.builtin import builtin_path, model_yaml
-    from memplan.commands.options import replicas_of
     from memplan.jobs import limited, probe_waves, text_to_score, trace_waves, variant_of
     from memplan.quality import quality_meter
     from memplan.results import print_runs, read_gateways, read_runs
@@ -114,7 +117,8 @@ def replay(
             replicas=replicas,
         )
         probe_folder = folder.with_name(f"{folder.name}-probe")
-        against["speed"] = _probed(deployment, probe, probe_folder, sample_period, force)
+        speed = _probed(deployment, probe, probe_folder, sample_period, force)
+        against = replaced(against, speed=speed) if against is not None else None
     workload = trace_waves(
         trace,
         deployment,
@@ -126,7 +130,7 @@ def replay(
         oversize=oversize,
         repeats=repeat,
         replicas=replicas,
-        **against,
+        against=against,
     )
     wanted = quality or prompts is not None
     builtin = builtin_path("quality_text.txt")
@@ -337,10 +341,11 @@ def _against(
     *,
     pace: bool,
     repeat: int,
-) -> dict[str, Any]:
-    """What of a replay is held against a reference, for ``trace_waves``."""
+) -> Against | None:
+    """None without a reference. Raises InputError."""
     from memplan.units import parse_seconds
     from memplan.workload.reference import parse_reference
+    from memplan.workload.reference_waves import Against
 
     if reference is None:
         asked = [name for name, one in (("--within", within), ("--pace", pace)) if one]
@@ -349,7 +354,7 @@ def _against(
                 f"{' and '.join(asked)}: only with a reference, which says what the fleet took",
                 hint="--reference prefill=14000,tpot=13ms, or --reference observed",
             )
-        return {}
+        return None
     if pace and deployment.engine not in ("torch", "ballast", "scripted"):
         raise InputError(
             f"--pace: engine {deployment.engine} decides itself when it computes a token",
@@ -360,11 +365,11 @@ def _against(
             "--reference: it is for one engine and one replay",
             hint="leave --repeat out; replay one pool alone: --variant POOL",
         )
-    return {
-        "reference": parse_reference(reference),
-        "is_paced": pace,
-        "within_s": parse_seconds(within) if within is not None else None,
-    }
+    try:
+        within_s = parse_seconds(within) if within is not None else None
+    except InputError as error:
+        raise InputError(f"--within: {error.message}", hint="--within 20min") from error
+    return Against(reference=parse_reference(reference), is_paced=pace, within_s=within_s)
 
 
 def _refuse_far_states(found: list[Found]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -24,7 +23,6 @@ from memplan.engines.endings import ending_text, killed_while_loading
 from memplan.engines.native_cuts import find_library
 from memplan.engines.planted import with_library
 from memplan.engines.raw_segments import RawSegment, TensorNames, fields_of, unpacked_segments
-from memplan.engines.sequence import Pace
 from memplan.engines.witnessed import (
     weight_files_state,
     with_charges,
@@ -116,7 +114,7 @@ class EmbeddedEngine:
             "class_name": request.class_name,
             "priority": priority_of(request.labels),
             "adapter": adapter_of(request, self._deployment),
-            "pace": _pace_fields(pace_of(request, time.monotonic() - self._epoch_s)),
+            "pace": pace_of(request, time.monotonic() - self._epoch_s),
         }
         try:
             self._opened().post(message)
@@ -289,10 +287,6 @@ class EmbeddedEngine:
             self._channel.close()
             self._channel = None
         self._remove_group()
-
-
-def _pace_fields(pace: Pace | None) -> dict[str, float] | None:
-    return dataclasses.asdict(pace) if pace is not None else None
 
 
 def _told(library: Compiled) -> dict[str, str | None]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from array import array
 from collections import abc
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Pace(NamedTuple):
     """Not sooner than: when the tokens of an answer are due, on the clock of the run."""
 
     first_token_s: float

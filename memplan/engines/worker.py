@@ -294,7 +294,7 @@ def _sequence_of(message: Mapping[str, Any]) -> Sequence:
         class_name=message["class_name"],
         priority=message["priority"],
         adapter=message["adapter"],
-        pace=Pace(**message["pace"]) if message["pace"] is not None else None,
+        pace=Pace(*message["pace"]) if message["pace"] is not None else None,
     )
 
 

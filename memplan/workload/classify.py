@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
-from statistics import median
 
 from memplan.errors import InputError
 from memplan.in_flight import Life
 from memplan.records import Request
 from memplan.specs import UNKNOWN_CLASS, ClassSpec
-from memplan.workload.reference import Reference, lives_of
+from memplan.workload.reference import Reference, lives_of, tick_s_of
 from memplan.workload.trace import Trace, TraceRow
 
 TRACE_WAVE = "trace"
@@ -103,11 +102,7 @@ def plan_requests(
 def _with_service(
     planned: Sequence[Request], lives: Sequence[Life], dilation: float, *, is_paced: bool
 ) -> tuple[Request, ...]:
-    """The tick of a pace is the median time of a token, of those that are sent: they decode together."""
-    decode_s = [(one.end_s - one.start_s - one.prefill_s) * dilation for one in lives]
-    tick_s = median(
-        took_s / request.output_tokens for took_s, request in zip(decode_s, planned, strict=True)
-    )
+    tick_s = dilation * tick_s_of(lives, [request.output_tokens for request in planned])
     return tuple(
         replace(
             request,

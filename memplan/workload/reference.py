@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from memplan.errors import InputError
 from memplan.in_flight import Life
@@ -91,6 +92,15 @@ def service_of(row: TraceRow, reference: Reference) -> tuple[float, float] | Non
     if row.observed_ttft_s is not None:
         return min(row.observed_ttft_s, e2e_s), e2e_s
     return (e2e_s * declared[0] / declared[1] if declared else 0.0), e2e_s
+
+
+def tick_s_of(lives: Sequence[Life], output_tokens: Sequence[int]) -> float:
+    """The median time of a token: a pace's tick, at which all that run decode together.
+    ``output_tokens``: of each life, as they are sent."""
+    return median(
+        (one.end_s - one.start_s - one.prefill_s) / tokens
+        for one, tokens in zip(lives, output_tokens, strict=True)
+    )
 
 
 def lives_of(rows: Sequence[TraceRow], reference: Reference) -> tuple[Life, ...]:

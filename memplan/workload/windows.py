@@ -27,10 +27,6 @@ class Window:
     end_s: float
 
 
-def whole(span_s: float) -> Window:
-    return Window(text="the whole trace", warm_up_s=0.0, start_s=0.0, end_s=span_s)
-
-
 DilationOf = Callable[[Sequence[Life]], float]
 """Of the lives that a window sends."""
 
@@ -52,8 +48,9 @@ def windows_of(
     """
     dilation = dilation_of(lives)
     if within_s is None or span_s * dilation <= within_s:
-        return ((whole(span_s), dilation),)
-    length_s = within_s / dilation_of(lives)
+        whole = Window(text="the whole trace", warm_up_s=0.0, start_s=0.0, end_s=span_s)
+        return ((whole, dilation),)
+    length_s = within_s / dilation
     while length_s >= _LEAST_S:
         chosen = [
             (one, dilation_of(_sent(lives, one)))

@@ -128,6 +128,7 @@ def test_a_probe_finds_the_dilation_at_which_a_slow_engine_keeps_up(
         (("--reference", "fast"), "--reference: got 'fast'"),
         (("--reference", "observed"), "300 of 300 rows say nothing"),
         (("--reference", FLEET, "--repeat", "2"), "--reference: it is for one engine"),
+        (("--reference", FLEET, "--within", "soon"), "--within: "),
         (("--dilation", "auto"), "--dilation auto: it is the one at which"),
         (("--dilation", "slow"), "--dilation: got 'slow'"),
         (("--share", "2/3"), "--share: got '2/3'"),

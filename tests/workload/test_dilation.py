@@ -43,7 +43,14 @@ def test_the_smallest_dilation_is_found_at_which_they_stay_long_enough(length_sc
         return overstay_ratio(lives, speed, dilation=dilation, length_scale=length_scale)
 
     dilation = fitted_dilation(lives, speed, length_scale=length_scale)
+    assert dilation is not None
     assert stays(dilation * 1.01) <= OVERSTAY_RATIO < stays(dilation / 1.12)
+
+
+def test_a_reference_without_time_between_tokens_can_never_be_kept() -> None:
+    at_once = Life(start_s=0.0, prefill_s=1.0, end_s=1.0, input_tokens=10, output_tokens=10)
+    speed = Speed(prefill_tokens_per_s=1e9, decode_step_s=0.001)
+    assert fitted_dilation([at_once], speed, length_scale=1.0) is None
 
 
 def step(start_s: float, end_s: float, prefill: int, decode: int) -> Segment:

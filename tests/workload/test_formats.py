@@ -132,6 +132,31 @@ EXAMPLES: dict[str, tuple[str, list[tuple[float, int, int]]]] = {
     ),
     "litellm": (lines(LITELLM, {**LITELLM, "cache_hit": "True"}), [(0.0, 12, 7)]),
     "langfuse": (lines(LANGFUSE, {**LANGFUSE, "type": "SPAN"}), [(0.0, 12, 7)]),
+    "openai_batch": (
+        lines(
+            {"custom_id": "a", "error": None, "response": {"status_code": 200, "body": {
+                "model": "m", "object": "chat.completion", "usage": {
+                    "prompt_tokens": 12, "completion_tokens": 7,
+                    "prompt_tokens_details": {"cached_tokens": 4}}}}},
+            {"custom_id": "b", "response": {"status_code": 500, "body": {}}, "error": None},
+            {"custom_id": "c", "response": {"status_code": 200, "body": {
+                "object": "list", "usage": {"prompt_tokens": 5, "total_tokens": 5}}}},
+        ),
+        [(0.0, 12, 7), (0.0, 5, 1)],
+    ),
+    "vllm_log": (
+        "INFO 11-27 09:30:00 [api_server.py:12] vLLM API server\n"
+        "INFO 11-27 09:30:05 [logger.py:39] Received request cmpl-1: prompt: 'a', params: "
+        "SamplingParams(n=1), prompt_token_ids: [5, 6, 7], lora_request: None.\n"
+        "INFO 11-27 09:30:09 [logger.py:39] Received request cmpl-2: params: SamplingParams(n=1)\n"
+        "INFO 11-27 09:30:12 [logger.py:80] Generated response cmpl-2: output: 'b', "
+        "output_token_ids: [1], finish_reason: stop\n"
+        "INFO 11-27 09:31:07 [logger.py:39] Received request cmpl-3: prompt: 'a', params: "
+        "SamplingParams(n=1), prompt_token_ids: [5], lora_request: None.\n"
+        "INFO 11-27 09:31:09 [logger.py:80] Generated response cmpl-1: output: 'b', "
+        "output_token_ids: [1, 2], finish_reason: stop\n",
+        [(0.0, 3, 2)],
+    ),
     "vidur": (
         "num_prefill_tokens,num_decode_tokens,arrived_at\n3772,54,0.5\n2015,156,2\n",
         [(0.0, 3772, 54), (1.5, 2015, 156)],
@@ -187,6 +212,13 @@ def test_what_the_logs_say_besides_is_kept(tmp_path: Path) -> None:
     assert [row.session_id for row in weka.rows] == ["w", "w/1", "w"]
     assert weka.rows[0].hash_ids == weka.rows[2].hash_ids[:2]
     assert [row.class_label for row in weka.rows] == [None, None, "tool"]
+    batch = read(tmp_path, EXAMPLES["openai_batch"][0])
+    assert batch.dropped == {"status_error": 1}
+    assert [row.operation for row in batch.rows] == ["chat", "embeddings"]
+    assert batch.rows[0].cached_input_tokens == 4
+    log = read(tmp_path, EXAMPLES["vllm_log"][0])
+    assert log.rows_read == 3
+    assert log.dropped == {"no_token_counts": 1, "unknown_output_length": 1}
     bailian = read(tmp_path, EXAMPLES["bailian"][0])
     assert {row.session_id for row in bailian.rows} == {"1"}
     assert read(tmp_path, EXAMPLES["azure_lmm_2025"][0]).rows[0].images == 2
@@ -209,6 +241,7 @@ def test_packed_files_and_documents_of_many_lines_are_read(tmp_path: Path) -> No
         ("0,0,0,,0,0\n600,0,0,,0,0\n", "parameters of a generator"),
         (lines({**LANGFUSE, "usageDetails": None, "usage": {"unit": "CHARACTERS"}}), "expected TOKENS"),
         (lines({**LITELLM, "prompt_tokens": 1.5}), "prompt_tokens: got 1.5"),
+        (lines({"custom_id": "a", "method": "POST", "url": "/v1", "body": {}}), "has no lengths"),
         (lines({**TRACELAB, "timing_events": "[]"}), "none of its 1 rows can be replayed"),
         (f"{AZURE}\n2024-05-10T00:00:00Z,7,3\n2024-05-10,7,3\n", "expected a time with its zone"),
     ],
@@ -249,3 +282,91 @@ def test_a_later_row_of_bailian_without_its_chat_is_a_fault(tmp_path: Path) -> N
     path.write_text("".join(json.dumps(one) + "\n" for one in (row, lost)))
     with pytest.raises(InputError, match=":2 chat_id: missing"):
         read_trace(path)
+
+
+def test_a_batch_is_joined_with_its_input_by_its_own_ids(tmp_path: Path) -> None:
+    output = tmp_path / "day_output.jsonl"
+    output.write_text(EXAMPLES["openai_batch"][0])
+    (tmp_path / "day_input.jsonl").write_text(
+        lines(*({"custom_id": one, "url": "/v1/embeddings"} for one in ("d", "a")))
+    )
+    trace = read_trace(output)
+    assert trace.rows[0].operation == "embeddings"
+    assert trace.rows_read == 4
+    assert trace.dropped == {"never_answered": 1, "status_error": 1}
+
+
+PARTS = ("sys_prompt", "passage", "history", "web_search", "user_input")
+
+
+def ragpulse(folder: Path, *prompts: dict[str, list[int]], tokens: int = 60) -> Trace:
+    """Passage n of every table has n tokens."""
+    for number, part in enumerate(PARTS, start=1):
+        rows = lines(*({f"{part}_id": size, "token_length": size} for size in range(50)))
+        (folder / f"{number}_{part}{'s' if part == 'passage' else ''}.jsonl").write_text(rows)
+    rows = [
+        {"timestamp": str(at), "input_length": tokens, "output_length": 1, "hash_ids": prompt}
+        for at, prompt in enumerate(prompts)
+    ]
+    (folder / "0_trace.jsonl").write_text(lines(*rows))
+    return read_trace(folder / "0_trace.jsonl")
+
+
+def test_blocks_of_ragpulse_are_the_same_where_all_passages_before_their_end_are(
+    tmp_path: Path,
+) -> None:
+    trace = ragpulse(
+        tmp_path,
+        {"sys_prompt": [20], "passages_ids": [15, 20], "user_input": [5]},
+        {"sys_prompt": [20], "passages_ids": [15, 21], "user_input": [4]},
+        {"sys_prompt": [21], "passages_ids": [15, 20], "user_input": [4]},
+    )
+    assert trace.block_size == 16
+    first, second, third = (row.hash_ids for row in trace.rows)
+    assert len(first) == len(second) == len(third) == 4  # 60 tokens
+    # Blocks end at 16, 32, 48 and 60; the first two rows are the same for 35 tokens.
+    assert [a == b for a, b in zip(first, second, strict=True)] == [True, True, False, False]
+    assert not set(first) & set(third)
+
+
+def test_what_the_tables_do_not_cover_is_a_rows_own(tmp_path: Path) -> None:
+    trace = ragpulse(tmp_path, {"sys_prompt": [20]}, {"sys_prompt": [20]})
+    first, second = (row.hash_ids for row in trace.rows)
+    assert first[0] == second[0]
+    assert not set(first[1:]) & set(second)
+    with pytest.raises(InputError, match=r"hash_ids\.history: 99 is not in its table"):
+        ragpulse(tmp_path, {"history": [99]})
+
+
+COLUMNS = "timestamp=when,input=in,output=out,unit=ms,session=who,e2e=took"
+
+
+def test_columns_of_a_users_own_csv_are_read_by_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("who,out,in,when,took\nme,3,7,1500,2500\n,4,8,0,\n")
+    trace = read_trace(path, columns=COLUMNS)
+    found = [(r.timestamp_s, r.input_tokens, r.output_tokens, r.session_id) for r in trace.rows]
+    assert found == [(0.0, 8, 4, None), (1.5, 7, 3, "me")]
+    assert [row.observed_e2e_s for row in trace.rows] == [None, 2.5]
+    path.write_text("when,in,out\n2026-01-01T00:00:00.25Z,7,3\n2026-01-01T00:00:00Z,8,4\n")
+    dated = read_trace(path, columns="timestamp=when,input=in,output=out,unit=iso")
+    assert [row.timestamp_s for row in dated.rows] == [0.0, 0.25]
+    assert dated.time_origin == "2026-01-01T00:00:00.0Z"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ("timestamp=when,input=in", "output is missing"),
+        ("timestamp=when,input=in,output=out", "it is never guessed"),
+        (f"{COLUMNS},size=x", "got 'size=x'"),
+        (f"{COLUMNS},input=x", "input is given twice"),
+        ("timestamp=when,input=in,output=gone,unit=s", "expected the columns gone"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_said(tmp_path: Path, columns: str, words: str) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("who,out,in,when,took\nme,3,7,1500,2500\n")
+    with pytest.raises(InputError) as caught:
+        read_trace(path, columns=columns)
+    assert words in caught.value.message
