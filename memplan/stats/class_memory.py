@@ -31,14 +31,16 @@ _BY_REQUEST = (
 )
 _ATTRIBUTED = "own KV + share of the step's transient by tokens, at its largest; " + PER_REQUEST
 
+_WINDOWS = "windows"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
-    """One replay of the trace, as it went."""
+    """One replay of the trace, as it went; its windows together, where it was replayed in windows."""
 
-    wave: str
+    name: str
     began_s: float
-    """When its schedule began: a request was due at ``began_s + arrival_s``."""
+    """When its schedule began."""
     is_whole: bool
 
 
@@ -49,8 +51,10 @@ class Served:
     segments: Sequence[Segment]
     engines: Mapping[int, EngineFacts]
     passages: tuple[Passage, ...]
-    wave_of: Mapping[str, str]
-    """By request id."""
+    passage_of: Mapping[str, str]
+    """Its name, by request id."""
+    due_s: Mapping[str, float]
+    """When each request was due, after its passage began."""
     first_s: Mapping[str, float]
     """When each request was first in flight."""
     stay_s: float
@@ -66,29 +70,52 @@ def served_of(
         for flight in segment.in_flight:
             first.setdefault(flight.request_id, segment.start_s)
             last[flight.request_id] = segment.end_s
+    passage_of, wave_began_s = _passage_of(recording), _began_s(recording)
+    passages = tuple(_passages(recording, passage_of, wave_began_s))
+    began_s = {passage.name: passage.began_s for passage in passages}
     return Served(
         segments=segments,
         engines=engines,
-        passages=tuple(_passages(recording)),
-        wave_of={request.request_id: request.wave for request in recording.requests},
+        passages=passages,
+        passage_of=passage_of,
+        due_s={
+            one.request_id: one.arrival_s
+            + (wave_began_s.get(one.wave, 0.0) - began_s[passage_of[one.request_id]])
+            for one in recording.requests
+        },
         first_s=first,
         stay_s=max((last[i] - first[i] for i in first), default=0.0),
     )
 
 
-def _passages(recording: Recording) -> Iterator[Passage]:
-    waves: dict[str, list[Request]] = {}
+def _passage_of(recording: Recording) -> Mapping[str, str]:
+    """Windows are parts of one passage: nothing in them was sent twice for the sake of intervals."""
+    is_windowed = len(recording.header.workload.windows) > 1
+    return {one.request_id: _WINDOWS if is_windowed else one.wave for one in recording.requests}
+
+
+def _began_s(recording: Recording) -> Mapping[str, float]:
+    """When the schedule of each wave began; 0 where nothing of it was due."""
+    began: dict[str, float] = {}
     for request in recording.requests:
-        waves.setdefault(request.wave, []).append(request)
-    for wave, requests in waves.items():
-        outcomes = [recording.outcomes[request.request_id] for request in requests]
-        began = [
-            outcome.intended_s - request.arrival_s
-            for request, outcome in zip(requests, outcomes, strict=True)
-            if outcome.intended_s is not None
-        ]
+        intended_s = recording.outcomes[request.request_id].intended_s
+        if intended_s is not None:
+            at_s = intended_s - request.arrival_s
+            began[request.wave] = min(at_s, began.get(request.wave, at_s))
+    return began
+
+
+def _passages(
+    recording: Recording, passage_of: Mapping[str, str], wave_began_s: Mapping[str, float]
+) -> Iterator[Passage]:
+    requests: dict[str, list[Request]] = {}
+    for request in recording.requests:
+        requests.setdefault(passage_of[request.request_id], []).append(request)
+    for name, mine in requests.items():
+        began = [wave_began_s[one.wave] for one in mine if one.wave in wave_began_s]
+        outcomes = [recording.outcomes[one.request_id] for one in mine]
         yield Passage(
-            wave=wave,
+            name=name,
             began_s=min(began, default=0.0),
             is_whole=all(o.outcome not in ("not_sent", "unfinished") for o in outcomes),
         )
@@ -142,7 +169,11 @@ def request_percentiles(
     """
     replays = []
     for passage in served.passages:
-        mine = [(r.arrival_s, value_of(r)) for r in requests if r.wave == passage.wave]
+        mine = [
+            (served.due_s[r.request_id], value_of(r))
+            for r in requests
+            if served.passage_of[r.request_id] == passage.name
+        ]
         points = [Timed(at_s, at_s, value, 1.0) for at_s, value in mine if value is not None]
         replays.append(_replay(passage, points))
     return of_requests(replays, block_s=block_s, method=PER_REQUEST)
@@ -158,7 +189,7 @@ def _process_points(
     """What the process held, piece by piece; a clock that stepped back gives a piece no weight."""
     for segment in segments:
         holder = next(f.request_id for f in segment.in_flight if f.request_id in ids)
-        if served.wave_of[holder] != passage.wave:
+        if served.passage_of[holder] != passage.name:
             continue
         begun_s = segment.start_s - passage.began_s
         for end_s, value in _pieces(place, segment, served.engines[segment.engine_start]):
@@ -199,6 +230,6 @@ def _request_points(
     passage: Passage, served: Served, values: Mapping[str, float]
 ) -> Iterator[Timed]:
     for request_id, value in values.items():
-        if served.wave_of[request_id] == passage.wave:
+        if served.passage_of[request_id] == passage.name:
             at_s = served.first_s[request_id] - passage.began_s
             yield Timed(at_s, at_s, value, 1.0)

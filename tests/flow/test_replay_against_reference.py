@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from memplan.cli import run
+from memplan.recording import read_run
+from memplan.stats.summarise import summarise
 
 MODEL = """\
 memplan: 1
@@ -106,6 +108,22 @@ def test_windows_are_replayed_where_the_whole_takes_too_long(
     assert len(fit["windows"]) == 5
     assert 5 < fit["judged_s"] < 25
     assert fit["running"]["w1_ratio"] < 0.1
+
+
+def test_windows_are_parts_of_one_replay_and_no_repeats_of_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replayed(folder, capsys, "--pace", "--within", "25s")
+    recording = read_run(folder / "run")
+    summary = summarise(recording)
+    done = sum(one.outcome == "completed" for one in recording.outcomes.values())
+    assert len({one.wave for one in recording.requests}) == 5
+    for figures in (
+        [one.cpu.attributed for one in summary.classes],
+        [one.e2e_s for one in summary.classes],
+    ):
+        assert sum(found.n for found in figures) == done
+        assert {found.p50.replays_low for found in figures} == {None}
 
 
 def test_a_probe_finds_the_dilation_at_which_a_slow_engine_keeps_up(

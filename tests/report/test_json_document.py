@@ -80,7 +80,7 @@ def test_a_replay_has_exactly_these_keys() -> None:
     assert sum(document["process"]["attribution"].values()) == total
     assert set(document["fidelity"]) == {
         "schedule_lag_s", "peak_in_flight", "dilation", "length_scale", "recyclings",
-        "recycling_s", "recycled_after",
+        "recycling_s", "recycled_after", "against_reference",
     }  # fmt: skip
     assert set(document["overhead"]) == {"client_cpu_s", "client_peak_bytes", "segment_median_s"}
     assert set(document["findings"][0]) == {"code", "text", "hint"}
