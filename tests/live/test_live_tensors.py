@@ -17,9 +17,10 @@ pytestmark = pytest.mark.live
 
 BOOKKEEPING = """
 import ctypes, json, random, torch
+from memplan.engines.raw_segments import tensor_peaks
 from memplan.engines.torch.live_tensors import open_live_tensors
 hook = open_live_tensors()
-take = lambda: hook.peaks_of(hook.cut())
+take = lambda: tensor_peaks(hook.cut(), hook.names)
 usable = ctypes.CDLL(None).malloc_usable_size
 usable.argtypes, usable.restype = (ctypes.c_void_p,), ctypes.c_size_t
 size_of = lambda tensor: usable(tensor.untyped_storage().data_ptr())
