@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,23 @@ def lines(*records: Any) -> str:
 
 
 EXAMPLES: dict[str, tuple[str, list[tuple[float, int, int]]]] = {
+    "memplan": (
+        lines({"memplan_trace": 1, "source": "a.csv", "source_sha256": "0" * 64, "time_unit": "ms",
+               "time_origin": "2026-01-01T00:00:00.0Z", "block_size": 16, "hash_id_scope": "global",
+               "rows_read": 2, "rows_kept": 2, "dropped": {}},
+              {"timestamp": 0, "input_length": 40, "output_length": 3, "hash_ids": [1, 2, 3]},
+              {"timestamp": 1500, "input_length": 20, "output_length": 5, "session_id": "s"}),
+        [(0.0, 40, 3), (1.5, 20, 5)],
+    ),
+    "mooncake": (
+        lines({"timestamp": 27, "input_length": 600, "output_length": 52, "hash_ids": [46, 47]},
+              {"timestamp": 1527, "input_length": 512, "output_length": 5, "hash_ids": [46]}),
+        [(0.0, 600, 52), (1.5, 512, 5)],
+    ),
+    "azure_2023": (
+        f"{AZURE}\n2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.9799600,3180,8\n",
+        [(0.0, 4808, 10), (1.0, 3180, 8)],
+    ),
     "azure_2024": (
         f"{AZURE}\n2024-05-10 00:00:01.5+00:00,7,3\n2024-05-10 02:00:00+02:00,8,4\n",
         [(0.0, 8, 4), (1.5, 7, 3)],
@@ -243,6 +261,7 @@ def test_packed_files_and_documents_of_many_lines_are_read(tmp_path: Path) -> No
         (lines({**LITELLM, "prompt_tokens": 1.5}), "prompt_tokens: got 1.5"),
         (lines({"custom_id": "a", "method": "POST", "url": "/v1", "body": {}}), "has no lengths"),
         (lines({**TRACELAB, "timing_events": "[]"}), "none of its 1 rows can be replayed"),
+        (lines({**TRACELAB, "timing_events": "[0"}), "none of its 1 rows can be replayed"),
         (f"{AZURE}\n2024-05-10T00:00:00Z,7,3\n2024-05-10,7,3\n", "expected a time with its zone"),
     ],
 )  # fmt: skip
@@ -272,6 +291,34 @@ def test_noise_in_a_file_never_ends_in_a_traceback_nor_invents_a_row(
         return
     assert trace.rows_kept <= max(len(rows), content.count("\n") + content.count("{"))
     assert all(row.input_tokens > 0 and row.output_tokens > 0 for row in trace.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now", "words"),
+    [
+        ("langfuse", '"latency": 1.5', f'"latency": {10**400}', "latency: got 1000"),
+        (
+            "otel",
+            '"scopeSpans": [',
+            '"scopeSpans": 1, "was": [',
+            "scopeSpans: got 1, expected a list",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_a_fault(
+    tmp_path: Path, name: str, was: str, now: str, words: str
+) -> None:
+    content = EXAMPLES[name][0]
+    assert was in content
+    with pytest.raises(InputError, match=words):
+        read(tmp_path, content.replace(was, now), format=name)
+
+
+def test_a_log_with_a_long_answer_is_read_at_once(tmp_path: Path) -> None:
+    content = EXAMPLES["vllm_log"][0].replace("output: 'b'", f"output: '{'b' * 50_000}'")
+    began = time.process_time()
+    assert read(tmp_path, content).rows_kept == 1
+    assert time.process_time() - began < 2
 
 
 def test_a_later_row_of_bailian_without_its_chat_is_a_fault(tmp_path: Path) -> None:

@@ -51,11 +51,16 @@ def ns_of(match: re.Match[str], name: str) -> int:
     return int(moment.timestamp()) * 10**9 + int((fraction or "").ljust(9, "0"))
 
 
-def json_object(text: str) -> dict[str, Any] | None:
+def json_value(text: str) -> Any:
+    """None where the text is no JSON."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    value = json_value(text)
     return value if isinstance(value, dict) else None
 
 

@@ -55,6 +55,11 @@ def number_in(record: Record, key: str) -> float:
     return float(value)
 
 
+def seconds_in(record: Record, key: str) -> float | None:
+    """None where it is absent."""
+    return None if record.get(key) is None else number_in(record, key)
+
+
 def tokens_in(record: Record, key: str) -> int:
     """Whole, from a number or from its digits."""
     value = number_in(record, key)
@@ -70,6 +75,16 @@ def object_in(record: Record, key: str) -> Record:
         return {}
     if not isinstance(value, dict):
         raise BadFieldError(f"{key}: got {got(value)}, expected an object")
+    return value
+
+
+def list_in(record: Record, key: str) -> list[Any]:
+    """Empty where it is absent."""
+    value = record.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadFieldError(f"{key}: got {got(value)}, expected a list")
     return value
 
 

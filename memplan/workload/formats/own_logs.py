@@ -14,10 +14,12 @@ from memplan.workload.formats.azure import iso_ns
 from memplan.workload.formats.fields import BadFieldError, got, json_object
 from memplan.workload.formats.json_logs import (
     Record,
+    list_in,
     log_rows,
     number_in,
     object_in,
     record_rows,
+    seconds_in,
     tokens_in,
     word_in,
 )
@@ -27,6 +29,7 @@ from memplan.workload.trace_row import TraceRow
 _INFERENCE = {"chat", "text_completion", "generate_content", "embeddings", ""}
 _INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
 _OUTPUT = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
+_TTFT = ("gen_ai.response.time_to_first_chunk", "gen_ai.latency.time_to_first_token")
 
 
 def _first(first_lines: Sequence[str]) -> Record:
@@ -42,16 +45,22 @@ def _otel_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
             reading.rows_read += 1
             reading.fault(number, "not a JSON object, or cut off")
             continue
-        yield from record_rows(number, _spans_in(document), reading, _span_row)
+        try:
+            spans = _spans_in(document)
+        except BadFieldError as error:
+            reading.rows_read += 1
+            reading.fault(number, str(error))
+            continue
+        yield from record_rows(number, spans, reading, _span_row)
 
 
 def _spans_in(document: Record) -> list[Any]:
     if "resourceSpans" in document:
         return [
             span
-            for resource in document.get("resourceSpans") or []
-            for scope in (resource.get("scopeSpans") or [] if isinstance(resource, dict) else [])
-            for span in (scope.get("spans") or [] if isinstance(scope, dict) else [])
+            for resource in list_in(document, "resourceSpans")
+            for scope in (list_in(resource, "scopeSpans") if isinstance(resource, dict) else [])
+            for span in (list_in(scope, "spans") if isinstance(scope, dict) else [])
         ]
     spans = document.get("spans")
     return spans if isinstance(spans, list) else [document]
@@ -68,9 +77,7 @@ def _span_row(number: int, span: Record) -> Timed | str:
         return "no_token_counts"
     start = _span_ns(span, "startTimeUnixNano", "start_time")
     end = _span_ns(span, "endTimeUnixNano", "end_time")
-    ttft = attributes.get(
-        "gen_ai.response.time_to_first_chunk", attributes.get("gen_ai.latency.time_to_first_token")
-    )
+    ttft = next((key for key in _TTFT if key in attributes), _TTFT[0])
     cached = "gen_ai.usage.cache_read.input_tokens"
     return Timed(
         time=start,
@@ -86,7 +93,7 @@ def _span_row(number: int, span: Record) -> Timed | str:
             if (model := word_in(attributes, "gen_ai.request.model"))
             else {},
             cached_input_tokens=tokens_in(attributes, cached) if cached in attributes else None,
-            observed_ttft_s=float(ttft) if isinstance(ttft, int | float) else None,
+            observed_ttft_s=seconds_in(attributes, ttft),
             observed_e2e_s=(end - start) / 1e9,
             status="error" if "error.type" in attributes else "ok",
         ),
@@ -166,7 +173,6 @@ def _langfuse_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
                 raise BadFieldError(f"usage.unit: got {got(usage.get('unit'))}, expected TOKENS")
         if "input" not in usage or ("output" not in usage and kind == "GENERATION"):
             return "no_token_counts"
-        ttft, latency = record.get("timeToFirstToken"), record.get("latency")
         return Timed(
             time=iso_ns(record.get("startTime"), "startTime"),
             row=TraceRow(
@@ -178,8 +184,8 @@ def _langfuse_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
                 session_id=word_in(record, "sessionId") or word_in(record, "traceId"),
                 operation="chat" if kind == "GENERATION" else "embeddings",
                 labels={"model": model} if (model := word_in(record, "model")) else {},
-                observed_ttft_s=float(ttft) if isinstance(ttft, int | float) else None,
-                observed_e2e_s=float(latency) if isinstance(latency, int | float) else None,
+                observed_ttft_s=seconds_in(record, "timeToFirstToken"),
+                observed_e2e_s=seconds_in(record, "latency"),
                 status="error" if record.get("level") == "ERROR" else "ok",
             ),
         )

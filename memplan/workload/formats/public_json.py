@@ -3,12 +3,18 @@ sessions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from memplan.workload.formats.azure import iso_ns
-from memplan.workload.formats.fields import BadFieldError, got, json_object, text_of, tokens_of
+from memplan.workload.formats.fields import (
+    BadFieldError,
+    got,
+    json_object,
+    json_value,
+    text_of,
+    tokens_of,
+)
 from memplan.workload.formats.json_logs import (
     Record,
     log_rows,
@@ -67,7 +73,7 @@ def _tracelab_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
 
     def row(number: int, record: Record) -> Timed | str:
         events = record.get("timing_events")
-        events = json.loads(events) if isinstance(events, str) else events
+        events = json_value(events) if isinstance(events, str) else events
         if not isinstance(events, list) or not events or not isinstance(events[0], dict):
             return "no_timing_event"
         return Timed(
