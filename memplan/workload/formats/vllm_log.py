@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from memplan.workload.formats.reading import Format, Lines, Reading, Timed
 from memplan.workload.trace_row import TraceRow
 
-# The level's length is bounded: every character of a text without spaces would start a search to its end.
+# Of bounded length: every character of a text without spaces would start a search to its end.
 _STAMP = r"\b\w{1,12} (?P<month>\d\d)-(?P<day>\d\d) (?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)"
 _LINE = re.compile(rf"(?:\(\w+(?: pid=\d+)?\) )?{_STAMP} \[?[\w./]+:\d+\]?")
 _RECEIVED = re.compile(rf"{_STAMP}.*?Received request (?P<id>\S+?):")
