@@ -141,7 +141,7 @@ def trace_waves(
         or max(r.arrival_s for r in requests) / dilation,
         length_scale=length_scale,
         dilation=mean_dilation(windows) or dilation,
-        class_rules=class_rules(deployment.classes, requests),
+        class_rules=class_rules(deployment.classes, (request.class_name for request in requests)),
         reference=against.reference.text if against is not None else None,
         windows=windows,
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from memplan.clock import Clock
@@ -71,6 +76,27 @@ class ProfileProgress:
     def _say(self, text: str) -> None:
         place = f"variant {self._number + 1} of {len(self._labels)}"
         self._console.print(f"{self._labels[self._number]} ({place}): {text}", highlight=False)
+
+
+@contextmanager
+def reading_progress(path: Path) -> Iterator[Callable[[int], None]]:
+    """How much of a file is read: gives the function that hears of bytes. A packed file's size says
+    nothing of what it holds, so it shows no ETA."""
+    console = Console(stderr=True)
+    is_packed = path.suffix in (".gz", ".zst")
+    size = path.stat().st_size if path.is_file() and not is_packed else None
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(f"reading {path.name}", total=size)
+        yield lambda count: progress.update(task, advance=count)
 
 
 class ProgressWatcher:

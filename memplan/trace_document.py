@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memplan.report.pieces import Cell, Column, Document, Fact, Facts, FindingList, Section, Table
+from memplan.report.series import ArrivalRate, LengthCurves
 from memplan.units import seconds_text
 from memplan.workload.shape import BIN_S, Lengths, TraceShape
-from memplan.workload.trace import Trace
+from memplan.workload.summary import TraceSummary
+from memplan.workload.trace import TraceHead
 
 
-def trace_document(trace: Trace, shape: TraceShape, rules: Mapping[str, str]) -> Document:
+def trace_document(summary: TraceSummary) -> Document:
+    trace, shape, rules = summary.head, summary.shape, summary.class_rules
     return Document(
         title=f"{trace.source}: a trace of the format {trace.format}",
         subtitle=f"SHA-256 {trace.sha256[:16]}…, first arrival {trace.time_origin or 'unknown'}",
@@ -18,8 +21,8 @@ def trace_document(trace: Trace, shape: TraceShape, rules: Mapping[str, str]) ->
         figures=(),
         sections=(
             Section(id="rows", title="Rows", blocks=(_rows(trace),)),
-            Section(id="arrivals", title="Arrivals", blocks=(_arrivals(shape),)),
-            Section(id="lengths", title="Lengths", blocks=(_lengths(shape),)),
+            Section(id="arrivals", title="Arrivals", blocks=(_arrivals(shape), _rate(shape))),
+            Section(id="lengths", title="Lengths", blocks=(_lengths(shape), _curves(shape))),
             Section(id="classes", title="Classes", blocks=(_classes(trace, shape, rules),)),
             Section(
                 id="doubts",
@@ -33,7 +36,7 @@ def trace_document(trace: Trace, shape: TraceShape, rules: Mapping[str, str]) ->
     )
 
 
-def _answer(trace: Trace, shape: TraceShape) -> str:
+def _answer(trace: TraceHead, shape: TraceShape) -> str:
     rate = "all at one instant"
     if shape.requests_per_s is not None:
         each_minute = shape.requests_per_s * 60
@@ -45,7 +48,7 @@ def _answer(trace: Trace, shape: TraceShape) -> str:
     return f"{kept} over {seconds_text(shape.span_s)}: {rate}{bursty}."
 
 
-def _rows(trace: Trace) -> Facts:
+def _rows(trace: TraceHead) -> Facts:
     dropped = [Fact(name=f"left out: {name}", text=f"{n:,}") for name, n in trace.dropped.items()]
     return Facts(
         id="row-facts",
@@ -106,7 +109,26 @@ def _lengths(shape: TraceShape) -> Table:
     )
 
 
-def _classes(trace: Trace, shape: TraceShape, rules: Mapping[str, str]) -> Table:
+def _rate(shape: TraceShape) -> ArrivalRate:
+    return ArrivalRate(
+        id="arrival-rate",
+        title="Requests a second, over the trace",
+        caption=f"Mean of each {seconds_text(shape.period_s)}.",
+        period_s=shape.period_s,
+        counts=shape.arrivals,
+    )
+
+
+def _curves(shape: TraceShape) -> LengthCurves:
+    return LengthCurves(
+        id="length-curves",
+        title="How long prompts and answers are",
+        caption="For each length the share of the rows that are at most as long.",
+        lines=(("prompt tokens", shape.input.curve), ("answer tokens", shape.output.curve)),
+    )
+
+
+def _classes(trace: TraceHead, shape: TraceShape, rules: Mapping[str, str]) -> Table:
     return Table(
         id="class-table",
         title="Classes, and the rule that names each",

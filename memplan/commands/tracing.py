@@ -38,29 +38,21 @@ def inspect(
     import dataclasses
 
     from memplan.builtin import model_yaml
+    from memplan.progress import reading_progress
     from memplan.results import print_one, write_document
     from memplan.specs import BUILTIN_CLASSES, load_deployment
     from memplan.trace_document import trace_document
-    from memplan.workload.classify import class_rules, plan_requests
-    from memplan.workload.shape import shape_of
-    from memplan.workload.trace import read_trace
+    from memplan.workload.summary import summarise_trace
 
     classes = load_deployment(model_yaml(model, None)).classes if model else BUILTIN_CLASSES
-    read = read_trace(trace, trace_format, columns=columns)
-    requests = plan_requests(read, classes=classes)
-    shape, rules = shape_of(read, requests), class_rules(classes, requests)
-    document = trace_document(read, shape, rules)
+    with reading_progress(trace) as on_bytes:
+        summary = summarise_trace(trace, classes, trace_format, columns=columns, on_bytes=on_bytes)
+    document = trace_document(summary)
     raw = {
         "schema": "memplan.trace_shape/1",
-        "source": read.source,
-        "format": read.format,
-        "sha256": read.sha256,
-        "rows_read": read.rows_read,
-        "rows_kept": read.rows_kept,
-        "dropped": dict(read.dropped),
-        "time_origin": read.time_origin,
-        "class_rules": dict(rules),
-        **dataclasses.asdict(shape),
+        **dataclasses.asdict(summary.head),
+        "class_rules": dict(summary.class_rules),
+        **dataclasses.asdict(summary.shape),
     }
     print_one(document, raw, as_json=as_json)
     if out is not None:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from memplan.report.series import (
+    ArrivalRate,
     BarPanel,
     Chart,
     KvTimeline,
     Ladder,
     LadderPoint,
+    LengthCurves,
     MemoryAgainstLatency,
     MemoryTimeline,
     PeakParts,
@@ -60,6 +62,10 @@ def figure_of(chart: Chart) -> Figure:
             return _front(chart)
         case StateCurves():
             return _curves(chart)
+        case ArrivalRate():
+            return _arrivals(chart)
+        case LengthCurves():
+            return _lengths(chart)
 
 
 def _timeline(chart: MemoryTimeline) -> Figure:
@@ -387,6 +393,51 @@ def _curves(chart: StateCurves) -> Figure:
             **_axis("% of the time" if at == 0 else ""), "anchor": f"x{suffix}", "range": [0, 101],
         }  # fmt: skip
     return {"data": data, "layout": layout}
+
+
+def _arrivals(chart: ArrivalRate) -> Figure:
+    unit, name = next(
+        (seconds, name)
+        for seconds, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+        if seconds <= chart.period_s * len(chart.counts) / 2 or seconds == 1
+    )
+    data = [
+        {
+            "type": "bar", "name": "requests a second", "marker": {"color": ACCENT},
+            "x": _rounded([(at + 0.5) * chart.period_s / unit for at in range(len(chart.counts))]),
+            "y": [float(f"{count / chart.period_s:.4g}") for count in chart.counts],
+            "hovertemplate": f"%{{y}} a second at %{{x:.3~f}} {name}<extra></extra>",
+        }
+    ]  # fmt: skip
+    return {
+        "data": data,
+        "layout": _layout(
+            260,
+            bargap=0,
+            xaxis=_axis(f"{name} since the first request"),
+            yaxis={**_axis("requests a second"), "rangemode": "tozero"},
+        ),
+    }
+
+
+def _lengths(chart: LengthCurves) -> Figure:
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": list(values),
+            "y": [round(rank / (len(values) - 1) * 100, 2) for rank in range(len(values))],
+            "line": {"shape": "hv", "color": CLASS_COLOURS[at], "width": 1.8},
+            "hovertemplate": f"%{{y:.0f}} % of the rows: at most %{{x:,}} {name}<extra></extra>",
+        }
+        for at, (name, values) in enumerate(chart.lines)
+    ]  # fmt: skip
+    return {
+        "data": data,
+        "layout": _layout(
+            300,
+            xaxis={**_axis("tokens"), "type": "log", "dtick": 1},
+            yaxis={**_axis("% of the rows"), "range": [0, 101]},
+        ),
+    }
 
 
 def _front_trace(points: Sequence[VariantPoint], name: str, colour: str, unit: float) -> Figure:

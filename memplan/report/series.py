@@ -177,6 +177,28 @@ class StateCurves:
     """Name, and quantiles of both at even steps."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivalRate:
+    """How many requests a trace brings, period by period."""
+
+    id: str
+    title: str
+    caption: str
+    period_s: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthCurves:
+    """Cumulative distributions of lengths, on a logarithmic scale."""
+
+    id: str
+    title: str
+    caption: str
+    lines: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name, and quantiles at even steps from the least to the greatest."""
+
+
 Chart = (
     MemoryTimeline
     | KvTimeline
@@ -187,6 +209,8 @@ Chart = (
     | StackWaterfall
     | VariantFront
     | StateCurves
+    | ArrivalRate
+    | LengthCurves
 )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
+
+import numpy as np
 
 from memplan.errors import InputError
 from memplan.in_flight import Life
 from memplan.records import Request
 from memplan.specs import UNKNOWN_CLASS, ClassSpec
+from memplan.workload.formats.reading import Ints
 from memplan.workload.reference import Reference, lives_of, tick_s_of
 from memplan.workload.trace import Trace, TraceRow
 
@@ -38,14 +41,33 @@ def class_of(
     return UNKNOWN_CLASS
 
 
-def class_rules(classes: Sequence[ClassSpec], requests: Sequence[Request]) -> Mapping[str, str]:
+def class_names(
+    classes: Sequence[ClassSpec], input_tokens: Ints, output_tokens: Ints
+) -> tuple[tuple[str, ...], Ints]:
+    """Names, and for each row which of them `class_of` gives to a chat without labels."""
+    names = (*(spec.name for spec in classes), UNKNOWN_CLASS)
+    found = np.full(len(input_tokens), len(classes), dtype=np.int64)
+    for at in range(len(classes) - 1, -1, -1):  # the first that matches has the last word
+        when = classes[at].when
+        if when.labels or (when.operation is not None and "chat" not in when.operation):
+            continue
+        matches = np.ones(len(found), dtype=bool)
+        for rule, tokens in (
+            (when.input_tokens, input_tokens),
+            (when.output_tokens, output_tokens),
+        ):
+            if rule is not None:
+                matches &= tokens >= rule.low
+                if rule.high is not None:
+                    matches &= tokens <= rule.high
+        found[matches] = at
+    return names, found
+
+
+def class_rules(classes: Sequence[ClassSpec], names: Iterable[str]) -> Mapping[str, str]:
     """Class name → the rule that names it, for the classes and for every other name in use."""
     rules = {spec.name: spec.rule for spec in classes}
-    rules |= {
-        request.class_name: "named by the trace"
-        for request in requests
-        if request.class_name not in rules
-    }
+    rules |= {name: "named by the trace" for name in names if name not in rules}
     if UNKNOWN_CLASS in rules:
         rules[UNKNOWN_CLASS] = "no class matched"
     return rules
@@ -78,7 +100,7 @@ def plan_requests(
             request_id=row.request_id or _numbered(number, taken),
             wave=wave,
             arrival_s=(row.timestamp_s - rows[0].timestamp_s) * dilation,
-            class_name=row.class_label or _class_of_row(classes, row),
+            class_name=row.class_label or class_of_row(classes, row),
             input_tokens=_scaled(row.input_tokens, scale),
             output_tokens=_scaled(row.output_tokens, scale),
             prefix_ids=row.hash_ids,
@@ -130,7 +152,8 @@ def _check_asked(
         raise InputError.of_faults(trace.source, faults, hint="correct these options")
 
 
-def _class_of_row(classes: Sequence[ClassSpec], row: TraceRow) -> str:
+def class_of_row(classes: Sequence[ClassSpec], row: TraceRow) -> str:
+    """By its lengths, operation and labels; a class that the trace itself names is not looked at."""
     return class_of(
         classes,
         input_tokens=row.input_tokens,

@@ -12,6 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -29,7 +30,7 @@ from memplan.workload.formats.openai_batch import OPENAI_BATCH, OPENAI_BATCH_INP
 from memplan.workload.formats.own_logs import LANGFUSE, LITELLM, OTEL
 from memplan.workload.formats.public_json import BAILIAN, DYNAMO, TRACELAB, WEKA
 from memplan.workload.formats.ragpulse import RAGPULSE
-from memplan.workload.formats.reading import Format, Reading, Timed
+from memplan.workload.formats.reading import Columns, Format, Reading, Timed
 from memplan.workload.formats.vllm_log import VLLM_LOG
 from memplan.workload.trace_row import TraceRow
 
@@ -40,6 +41,21 @@ FORMATS = (
     VLLM_LOG, VIDUR, SERVEGEN,
 )  # fmt: skip
 """Exactly one of them fits a file, or it is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceHead:
+    """A trace file without its rows."""
+
+    source: str
+    format: str
+    sha256: str
+    rows_read: int
+    rows_kept: int
+    dropped: Mapping[str, int]
+    """Reason → rows that were read and left out."""
+    time_origin: str | None
+    """UTC time of the earliest kept row, ISO 8601, where the trace knows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +89,23 @@ def read_trace(path: Path, format: str | None = None, *, columns: str | None = N
 
     Raises InputError when the format is not known, or with every fault of the file.
     """
-    try:
-        if path.is_dir():
-            raise _unusable(path, "is a folder, expected a trace file")
-        if path.exists() and not path.is_file():
-            raise _unusable(path, "is not a regular file")
-        with opened(path) as file:
-            return _read(path, file, format, columns)
-    except OSError as error:
-        raise _unusable(path, f"cannot be read: {error.strerror or error}") from error
-    except (EOFError, zlib.error) as error:
-        raise _unusable(path, "is packed, and its end is missing or broken") from error
+    with scanned(path, format, columns) as scan:
+        timed = sorted(scan.rows, key=lambda one: one.time)
+        origin = timed[0].time if timed else 0.0
+        head = scan.head(len(timed), origin)
+        reading = scan.reading
+    return Trace(
+        source=head.source,
+        format=head.format,
+        sha256=head.sha256,
+        rows_read=head.rows_read,
+        dropped=head.dropped,
+        time_origin=head.time_origin,
+        block_size=reading.block_size,
+        rows=tuple(
+            replace(one.row, timestamp_s=(one.time - origin) / reading.units_per_s) for one in timed
+        ),
+    )
 
 
 def opened(path: Path) -> BinaryIO:
@@ -123,7 +145,52 @@ def write_trace(path: Path, trace: Trace, *, overwrite: bool = False) -> None:
         raise _unusable(path, f"cannot be written: {error.strerror or error}") from error
 
 
-def _read(path: Path, file: BinaryIO, wanted: str | None, columns: str | None) -> Trace:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """A trace file on its way in: what it is, and its rows in the order of the file."""
+
+    path: Path
+    format: Format
+    reading: Reading
+    digest: hashlib._Hash
+    """Of the bytes that were read so far."""
+    rows: Iterator[Timed]
+    """Those that can be replayed; the others, and faults, are counted in ``reading``."""
+
+    def head(self, kept: int, origin: float) -> TraceHead:
+        """Of a file that is read to its end, whose earliest kept row is at ``origin`` in the format's
+        own time. Raises InputError with all faults of the file, or where no row is kept."""
+        self.reading.raise_faults()
+        if not kept:
+            raise _unusable(self.path, _nothing_kept(self.reading))
+        return TraceHead(
+            source=str(self.path),
+            format=self.format.name,
+            sha256=self.digest.hexdigest(),
+            rows_read=self.reading.rows_read,
+            rows_kept=kept,
+            dropped=dict(sorted(self.reading.dropped.items())),
+            time_origin=_origin_text(self.reading, origin),
+        )
+
+
+@contextmanager
+def scanned(path: Path, format: str | None, columns: str | None) -> Iterator[Scan]:
+    """Raises InputError, also from the rows that are read within."""
+    try:
+        if path.is_dir():
+            raise _unusable(path, "is a folder, expected a trace file")
+        if path.exists() and not path.is_file():
+            raise _unusable(path, "is not a regular file")
+        with opened(path) as file:
+            yield _scan(path, file, format, columns)
+    except OSError as error:
+        raise _unusable(path, f"cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise _unusable(path, "is packed, and its end is missing or broken") from error
+
+
+def _scan(path: Path, file: BinaryIO, wanted: str | None, columns: str | None) -> Scan:
     reading, digest = Reading(path), hashlib.sha256()
     lines = _whole_document(_lines(file, reading, digest))
     first = list(islice(lines, 2))
@@ -140,30 +207,15 @@ def _read(path: Path, file: BinaryIO, wanted: str | None, columns: str | None) -
         if columns is not None
         else _format_of(path, wanted, [text for _, text in first])
     )
-    lines = chain(first, lines)
-    timed = sorted(_runnable(format.rows(lines, reading), reading), key=lambda one: one.time)
-    reading.raise_faults()
-    if not timed:
-        raise _unusable(path, _nothing_kept(reading))
-    origin = timed[0].time
-    return Trace(
-        source=str(path),
-        format=format.name,
-        sha256=digest.hexdigest(),
-        rows_read=reading.rows_read,
-        dropped=dict(sorted(reading.dropped.items())),
-        time_origin=_origin_text(reading, origin),
-        block_size=reading.block_size,
-        rows=tuple(
-            replace(one.row, timestamp_s=(one.time - origin) / reading.units_per_s) for one in timed
-        ),
-    )
+    rows = _runnable(format.rows(chain(first, lines), reading), reading)
+    return Scan(path=path, format=format, reading=reading, digest=digest, rows=rows)
 
 
 def _lines(file: BinaryIO, reading: Reading, digest: hashlib._Hash) -> Iterator[tuple[int, str]]:
     """Number and text of every line that holds something; hashes the bytes as they pass."""
     for number, raw in enumerate(file, start=1):
         digest.update(raw)
+        reading.bytes_read += len(raw)
         if b"\0" in raw:
             raise _unusable(reading.path, f"is not text (line {number} holds binary data)")
         try:
@@ -237,6 +289,19 @@ def _runnable(found: Iterator[Timed], reading: Reading) -> Iterator[Timed]:
             reading.dropped["zero_output"] += 1
         else:
             yield one
+
+
+def runnable_columns(found: Columns, reading: Reading) -> Columns:
+    """As `_runnable` leaves rows out; these have neither an id nor a status."""
+    has_input = found.input_tokens > 0
+    has_both = has_input & (found.output_tokens > 0)
+    for reason, count in (
+        ("zero_input", len(has_input) - int(has_input.sum())),
+        ("zero_output", int(has_input.sum()) - int(has_both.sum())),
+    ):
+        if count:
+            reading.dropped[reason] += count
+    return found if has_both.all() else Columns(*(column[has_both] for column in found))
 
 
 def _nothing_kept(reading: Reading) -> str:

@@ -79,7 +79,9 @@ def test_classes_follow_the_lengths_before_scaling_and_labels_of_the_trace_stand
 def test_rules_of_every_name_in_use_are_given() -> None:
     classes = [ClassSpec(name="tiny", when=ClassWhen(input_tokens=TokenRange(high=9)))]
     trace = trace_of(row(prompt=10), row(prompt=9), row(class_label="gold"))
-    assert class_rules(classes, plan_requests(trace, classes=classes)) == {
+    assert class_rules(
+        classes, [one.class_name for one in plan_requests(trace, classes=classes)]
+    ) == {
         "tiny": "input_tokens <=9",
         "unknown": "no class matched",
         "gold": "named by the trace",

@@ -11,21 +11,25 @@ import pytest
 from memplan.cli import run
 from memplan.errors import InputError
 from memplan.specs import BUILTIN_CLASSES
-from memplan.workload.classify import plan_requests
-from memplan.workload.shape import TraceShape, shape_of
+from memplan.workload.shape import TraceShape
 from memplan.workload.slicing import share_of, window_of
+from memplan.workload.summary import summarise_trace
 from memplan.workload.trace import Trace, read_trace
 
 
-def traced(folder: Path, rows: list[dict[str, object]]) -> Trace:
+def written(folder: Path, rows: list[dict[str, object]]) -> Path:
     path = folder / "trace.jsonl"
     header = {"memplan_trace": 1, "time_unit": "s", "block_size": 16}
     path.write_text("".join(json.dumps(one) + "\n" for one in [header, *rows]))
-    return read_trace(path)
+    return path
 
 
-def shaped(trace: Trace) -> TraceShape:
-    return shape_of(trace, plan_requests(trace, classes=BUILTIN_CLASSES))
+def traced(folder: Path, rows: list[dict[str, object]]) -> Trace:
+    return read_trace(written(folder, rows))
+
+
+def shaped(path: Path) -> TraceShape:
+    return summarise_trace(path, BUILTIN_CLASSES).shape
 
 
 def row(at: float, inputs: int = 40, outputs: int = 5, **more: object) -> dict[str, object]:
@@ -43,7 +47,7 @@ def poisson(n: int, seed: int = 1) -> list[dict[str, object]]:
 def test_poisson_arrivals_have_the_dispersion_of_poisson_and_nothing_looks_made_up(
     tmp_path: Path,
 ) -> None:
-    found = shaped(traced(tmp_path, poisson(4000)))
+    found = shaped(written(tmp_path, poisson(4000)))
     assert found.gap_cv == pytest.approx(1, abs=0.1)
     assert found.dispersion == pytest.approx(1, abs=0.4)
     assert found.requests_per_s == pytest.approx(5, rel=0.1)
@@ -57,7 +61,7 @@ def test_lengths_sessions_and_reuse_by_hand(tmp_path: Path) -> None:
         row(1, 48, 2, hash_ids=[1, 2, 3], session_id="a"),
         row(2, 600, 3, hash_ids=list(range(50, 88)), session_id="b"),
     ]
-    found = shaped(traced(tmp_path, rows))
+    found = shaped(written(tmp_path, rows))
     assert found.input.quantiles == (48, 600, 600, 600)
     assert (found.sessions, found.session_turns_mean) == (2, 1.5)
     assert found.reused_ratio == pytest.approx(2 / 43)
@@ -85,11 +89,20 @@ def test_lengths_sessions_and_reuse_by_hand(tmp_path: Path) -> None:
 def test_what_no_log_of_real_traffic_shows_is_flagged(
     tmp_path: Path, made: list[dict[str, object]], code: str
 ) -> None:
-    assert code in {one.code for one in shaped(traced(tmp_path, made)).findings}
+    assert code in {one.code for one in shaped(written(tmp_path, made)).findings}
+
+
+def test_years_without_a_row_take_no_memory(tmp_path: Path) -> None:
+    rows = [row(float(at)) for at in range(60)]
+    few = shaped(written(tmp_path, [*rows, row(2e9)])).dispersion
+    many = shaped(written(tmp_path, [*rows, row(2e11)])).dispersion
+    # 60 arrivals in 6 bins of 10: the mean of squares over the mean is 10 whatever the span.
+    assert few == pytest.approx(10, rel=1e-3)
+    assert many == pytest.approx(10, rel=1e-3)
 
 
 def test_a_clock_of_ticks_is_seen(tmp_path: Path) -> None:
-    found = shaped(traced(tmp_path, [row(3.0 * (at // 10), 40 + at) for at in range(300)]))
+    found = shaped(written(tmp_path, [row(3.0 * (at // 10), 40 + at) for at in range(300)]))
     assert found.tick_s == pytest.approx(3.0)
     assert found.same_instant == 270
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from memplan.workload.formats.csv_columns import time_and_tokens
 from memplan.workload.formats.csv_rows import Cells, cells_of, columns_of, csv_rows, csv_tokens
 from memplan.workload.formats.fields import UTC_TIME, BadFieldError, got, ns_of
-from memplan.workload.formats.reading import Format, Lines, Reading, Timed
+from memplan.workload.formats.reading import ByteSource, Columns, Format, Lines, Reading, Timed
 from memplan.workload.trace_row import TraceRow
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -62,6 +63,11 @@ def _rows(lines: Lines, reading: Reading, *, has_zone: bool) -> Iterator[Timed]:
     yield from csv_rows(lines, reading, _COLUMNS, row)
 
 
+def _columns(file: ByteSource, reading: Reading, *, has_zone: bool) -> Iterator[Columns]:
+    reading.time_origin_ns, reading.units_per_s = 0, 1e9
+    yield from time_and_tokens(file, reading, *_COLUMNS, has_zone=has_zone)
+
+
 def _plain_ns(value: str) -> int:
     """Integers, because a float of today's date keeps only 240 ns."""
     match = UTC_TIME.fullmatch(value)
@@ -92,12 +98,14 @@ AZURE_2023 = Format(
     "without a zone",
     fits=lambda first: _fits(first, has_zone=False, has_images=False),
     rows=lambda lines, reading: _rows(lines, reading, has_zone=False),
+    columns=lambda file, reading: _columns(file, reading, has_zone=False),
 )
 AZURE_2024 = Format(
     name="azure_2024",
     recognised_by="the same header, and times that end in Z or an offset",
     fits=lambda first: _fits(first, has_zone=True, has_images=False),
     rows=lambda lines, reading: _rows(lines, reading, has_zone=True),
+    columns=lambda file, reading: _columns(file, reading, has_zone=True),
 )
 AZURE_LMM_2025 = Format(
     name="azure_lmm_2025",

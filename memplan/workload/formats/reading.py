@@ -6,11 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from memplan.errors import InputError
 from memplan.workload.trace_row import TraceRow
 
 _FAULTS_SHOWN = 20
+Ints = npt.NDArray[np.int64]
 Lines = Iterator[tuple[int, str]]
 """Number and text of every line that holds something."""
 
@@ -24,12 +29,30 @@ class Timed:
     row: TraceRow
 
 
+class Columns(NamedTuple):
+    """Rows of a file in its order, chats without labels."""
+
+    times: Ints
+    """Nanoseconds since 1970."""
+    input_tokens: Ints
+    output_tokens: Ints
+
+
+class ByteSource(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class NotColumnarError(Exception):
+    """A file has to be read row by row."""
+
+
 class Reading:
     """What comes to light while a file is read: its unit, its faults, the rows left out."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows_read = 0
+        self.bytes_read = 0
         self.dropped: Counter[str] = Counter()
         self.faults: list[str] = []
         self.fault_count = 0
@@ -64,5 +87,8 @@ class Format:
     """What ``fits`` looks for, in words."""
     fits: Callable[[Sequence[str]], bool]
     """Whether the first two lines, or the only one, are of this format: by names alone."""
+    columns: Callable[[ByteSource, Reading], Iterator[Columns]] | None = None
+    """The same rows many at a time; raises NotColumnarError as soon as one is not as this format writes
+    it, and then the rows are to be read one by one. None where the format has no such way."""
     rows: Callable[[Lines, Reading], Iterator[Timed]]
     """The rows of the file in its order; notes in the Reading what the file says of itself."""
