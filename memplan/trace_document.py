@@ -40,10 +40,11 @@ def _answer(trace: TraceHead, shape: TraceShape) -> str:
     rate = "all at one instant"
     if shape.requests_per_s is not None:
         each_minute = shape.requests_per_s * 60
-        rate = f"{shape.requests_per_s:,.3g} a second on average ({each_minute:,.3g} a minute)"
+        minute = f"{each_minute:,.0f}" if each_minute >= 100 else f"{each_minute:.3g}"
+        rate = f"{shape.requests_per_s:,.3g} a second on average ({minute} a minute)"
     bursty = ""
     if shape.dispersion is not None:
-        bursty = f", {shape.dispersion:,.3g} times as bursty as Poisson"
+        bursty = f", counts of {BIN_S:g} s {shape.dispersion:,.2f} times as dispersed as Poisson's"
     kept = f"{trace.rows_kept:,} of {trace.rows_read:,} rows"
     return f"{kept} over {seconds_text(shape.span_s)}: {rate}{bursty}."
 

@@ -63,14 +63,16 @@ def bytes_text(value_bytes: float | None) -> str:
 
 
 def seconds_text(value_s: float | None) -> str:
-    """Milliseconds below a second, seconds below two minutes, then minutes."""
+    """Milliseconds below a second, seconds below two minutes, minutes below three hours, then hours."""
     if value_s is None:
         return "unknown"
     if abs(value_s) < 1:
         return f"{value_s * 1e3:.1f} ms" if abs(value_s) < 0.1 else f"{value_s * 1e3:.0f} ms"
     if abs(value_s) < 120:
         return f"{value_s:.2f} s"
-    return f"{value_s / 60:.1f} min"
+    if abs(value_s) < 3 * 3600:
+        return f"{value_s / 60:.1f} min"
+    return f"{value_s / 3600:.1f} h"
 
 
 def usd_text(value_usd: float | None) -> str:

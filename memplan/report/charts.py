@@ -401,11 +401,13 @@ def _arrivals(chart: ArrivalRate) -> Figure:
         for seconds, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
         if seconds <= chart.period_s * len(chart.counts) / 2 or seconds == 1
     )
+    rates = [float(f"{count / chart.period_s:.4g}") for count in chart.counts]
     data = [
         {
-            "type": "bar", "name": "requests a second", "marker": {"color": ACCENT},
-            "x": _rounded([(at + 0.5) * chart.period_s / unit for at in range(len(chart.counts))]),
-            "y": [float(f"{count / chart.period_s:.4g}") for count in chart.counts],
+            "type": "scatter", "mode": "lines", "name": "requests a second", "fill": "tozeroy",
+            "line": {"shape": "hv", "color": ACCENT, "width": 1.2},
+            "x": _rounded([at * chart.period_s / unit for at in range(len(chart.counts) + 1)]),
+            "y": [*rates, rates[-1]],
             "hovertemplate": f"%{{y}} a second at %{{x:.3~f}} {name}<extra></extra>",
         }
     ]  # fmt: skip
@@ -413,7 +415,6 @@ def _arrivals(chart: ArrivalRate) -> Figure:
         "data": data,
         "layout": _layout(
             260,
-            bargap=0,
             xaxis=_axis(f"{name} since the first request"),
             yaxis={**_axis("requests a second"), "rangemode": "tozero"},
         ),
