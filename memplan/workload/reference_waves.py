@@ -17,7 +17,7 @@ from memplan.workload.trace import Trace
 from memplan.workload.windows import windows_of
 
 _PROBE_OUTPUT_TOKENS = 8
-_PROBE_RANKS = ((0.5,), (0.9,), (0.3, 0.4, 0.6, 0.7))
+_PROBE_RANKS = ((0.5,), (0.9,), (0.3, 0.4, 0.6, 0.7), tuple(at / 20 for at in range(3, 19)))
 """Of prompt lengths, wave by wave."""
 
 
@@ -109,7 +109,7 @@ def probe_requests(
     trace: Trace, classes: Sequence[ClassSpec], *, length_scale: float, most_tokens: int
 ) -> tuple[Request, ...]:
     """A few requests that show an engine's speed: one of median and one of long length alone, then four
-    at once, as waves; none longer than ``most_tokens``."""
+    and sixteen at once, as waves; none longer than ``most_tokens``."""
     by_length = sorted(
         range(trace.rows_kept), key=lambda at: (trace.rows[at].input_tokens, trace.rows[at].line)
     )

@@ -5,10 +5,11 @@ import pytest
 from memplan.in_flight import Life
 from memplan.records import Segment
 from memplan.workload.dilation import (
-    OVERSTAY_RATIO,
+    TARGET_RATIO,
     Speed,
     fitted_dilation,
-    overstay_ratio,
+    foretold,
+    foretold_distance,
     speed_of,
 )
 
@@ -21,17 +22,31 @@ def life(start_s: float) -> Life:
 
 
 def test_two_that_come_at_once_are_read_one_after_the_other() -> None:
-    # A tick is 0.09 s, of which a decode step takes a third: 1,000 tokens take 0.75 s.
-    speed = Speed(prefill_tokens_per_s=2000.0, decode_step_s=0.03)
-    lives = [life(0.0), life(0.0)]
-    # The first ends at 0.75 + 0.3, the second at 1.5 + 0.3, where 1.0 was due; each was to stay 1 s.
-    found = overstay_ratio(lives, speed, dilation=1.0, length_scale=1.0)
-    assert found == pytest.approx((0.05 + 0.8) / 2)
+    # A tick is 0.09 s, of which a decode step of two rows takes a third: 1,000 tokens take 0.75 s.
+    speed = Speed(prefill_tokens_per_s=2000.0, decode_step_s=0.02, decode_row_s=0.01)
+    found = foretold([life(0.0), life(0.0)], speed, dilation=1.0, length_scale=1.0)
+    assert found is not None
+    running, holding = found
+    # Answers take 0.3 s: the first ends at 0.75 + 0.3 and the second at 1.5 + 0.3, where 1.0 was due.
+    assert [one.end_s for one in running] == pytest.approx([1.05, 1.8])
+    assert [one.start_s for one in running] == [0.0, 0.0]
+    # A prompt is held from the middle of its own reading on.
+    assert [one.start_s for one in holding] == pytest.approx([0.375, 1.125])
+
+
+def test_an_engine_in_time_is_apart_by_what_it_holds_later() -> None:
+    speed = Speed(prefill_tokens_per_s=1e4, decode_step_s=1e-6)
+    # Alone, its 1,000 tokens take 0.1 s of its 1 s: for 0.05 s they are missing, 0.5 of 10 are of 10.
+    found = foretold_distance([life(0.0)], speed, dilation=1.0, length_scale=1.0)
+    assert found == pytest.approx(0.05, rel=0.05)
+    slower = foretold_distance([life(0.0)], speed, dilation=4.0, length_scale=1.0)
+    assert slower == pytest.approx(found / 4, rel=0.1)
 
 
 def test_an_engine_that_cannot_decode_at_each_tick_never_keeps_up() -> None:
     speed = Speed(prefill_tokens_per_s=1e9, decode_step_s=0.08)
-    assert overstay_ratio([life(0.0)], speed, dilation=1.0, length_scale=1.0) == float("inf")
+    found = foretold_distance([life(0.0)], speed, dilation=1.0, length_scale=1.0)
+    assert found == float("inf")
 
 
 @pytest.mark.parametrize("length_scale", [1.0, 0.25])
@@ -39,12 +54,12 @@ def test_the_smallest_dilation_is_found_at_which_they_stay_long_enough(length_sc
     speed = Speed(prefill_tokens_per_s=500.0, decode_step_s=0.05)
     lives = [life(at * 0.4) for at in range(50)]
 
-    def stays(dilation: float) -> float:
-        return overstay_ratio(lives, speed, dilation=dilation, length_scale=length_scale)
+    def apart(dilation: float) -> float:
+        return foretold_distance(lives, speed, dilation=dilation, length_scale=length_scale)
 
     dilation = fitted_dilation(lives, speed, length_scale=length_scale)
     assert dilation is not None
-    assert stays(dilation * 1.01) <= OVERSTAY_RATIO < stays(dilation / 1.12)
+    assert apart(dilation * 1.01) <= TARGET_RATIO < apart(dilation / 1.12)
 
 
 def test_a_reference_without_time_between_tokens_can_never_be_kept() -> None:
@@ -68,7 +83,12 @@ def step(start_s: float, end_s: float, prefill: int, decode: int) -> Segment:
 
 def test_speed_is_that_of_steps_of_one_kind() -> None:
     mixed = step(3.0, 9.0, 100, 1)
-    found = speed_of([step(0.0, 2.0, 400, 0), step(2.0, 3.0, 200, 0), mixed, step(9.0, 9.1, 0, 4)])
+    reading = [step(0.0, 2.0, 400, 0), step(2.0, 3.0, 200, 0), mixed]
+    found = speed_of([*reading, step(9.0, 9.1, 0, 1), step(10.0, 10.4, 0, 16)])
     assert found is not None
-    assert (found.prefill_tokens_per_s, found.decode_step_s) == pytest.approx((200.0, 0.1))
+    assert found.prefill_tokens_per_s == pytest.approx(200.0)
+    assert (found.step_s(1), found.step_s(16)) == pytest.approx((0.1, 0.4))
+    alone = speed_of([*reading, step(9.0, 9.1, 0, 4)])
+    assert alone is not None
+    assert alone.decode_row_s == 0
     assert speed_of([mixed]) is None
