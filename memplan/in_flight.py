@@ -29,6 +29,24 @@ class Life:
     input_tokens: int
     output_tokens: int
 
+    def rest_from(self, at_s: float) -> Life:
+        """What is left of it at a time at which it is in service: what it holds by then is a prompt."""
+        first_s = self.start_s + self.prefill_s
+        answering_s = self.end_s - first_s
+        grown = 0
+        if at_s > first_s and answering_s > 0:
+            grown = min(
+                self.output_tokens - 1,
+                round(self.output_tokens * (at_s - first_s) / answering_s),
+            )
+        return Life(
+            start_s=at_s,
+            prefill_s=max(0.0, first_s - at_s),
+            end_s=self.end_s,
+            input_tokens=self.input_tokens + grown,
+            output_tokens=self.output_tokens - grown,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class States:

@@ -13,7 +13,7 @@ from memplan.in_flight import Life
 from memplan.records import Request
 from memplan.specs import UNKNOWN_CLASS, ClassSpec
 from memplan.workload.formats.reading import Ints
-from memplan.workload.reference import Reference, lives_of, tick_s_of
+from memplan.workload.reference import tick_s_of
 from memplan.workload.trace import Trace, TraceRow
 
 TRACE_WAVE = "trace"
@@ -82,22 +82,22 @@ def plan_requests(
     limit: int | None = None,
     start_row: int = 0,
     wave: str = TRACE_WAVE,
-    reference: Reference | None = None,
+    lives: Sequence[Life] | None = None,
     is_paced: bool = False,
 ) -> tuple[Request, ...]:
     """The trace's rows from ``start_row`` on, as one wave that starts with the first of them.
 
     A class is decided by the lengths in the trace, so that scaling moves no request to another
-    class; a class that the trace itself names stands. With a reference each has the service time that
-    this says, dilated, and where ``is_paced`` is held to it. Raises InputError.
+    class; a class that the trace itself names stands. ``lives``, one for each of these rows, say how
+    long each is in service, to be dilated; where ``is_paced`` it is held to that. Raises InputError.
     """
     _check_asked(trace, length_scale, dilation, limit, start_row)
     rows = trace.rows[start_row : None if limit is None else start_row + limit]
-    taken = {row.request_id for row in trace.rows if row.request_id is not None}
+    names = request_ids(trace)[start_row:]
     scale = Decimal(str(length_scale))
     planned = [
         Request(
-            request_id=row.request_id or _numbered(number, taken),
+            request_id=name,
             wave=wave,
             arrival_s=(row.timestamp_s - rows[0].timestamp_s) * dilation,
             class_name=row.class_label or class_of_row(classes, row),
@@ -113,11 +113,10 @@ def plan_requests(
             trace_input_tokens=row.input_tokens,
             trace_output_tokens=row.output_tokens,
         )
-        for number, row in enumerate(rows, start=start_row + 1)
+        for name, row in zip(names, rows, strict=False)
     ]
-    if reference is None:
+    if lives is None:
         return tuple(planned)
-    lives = lives_of(rows, reference)
     return _with_service(planned, lives, dilation, is_paced=is_paced)
 
 
@@ -163,8 +162,16 @@ def class_of_row(classes: Sequence[ClassSpec], row: TraceRow) -> str:
     )
 
 
+def request_ids(trace: Trace) -> list[str]:
+    """Of each row: its own, or one by its place in the trace, so that a limit or a later start renames
+    nothing."""
+    taken = {row.request_id for row in trace.rows if row.request_id is not None}
+    return [
+        row.request_id or _numbered(number, taken) for number, row in enumerate(trace.rows, start=1)
+    ]
+
+
 def _numbered(number: int, taken: set[str]) -> str:
-    """By the row's place in the trace, so that a limit or a later start renames nothing."""
     name = f"r{number:06d}"
     while name in taken:
         name += "x"

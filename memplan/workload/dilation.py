@@ -16,7 +16,9 @@ TARGET_RATIO = 0.05
 """Wasserstein-1 distance over the mean that is foretold at the dilation that is taken, for running
 requests and for KV: half of what a report warns of, for what a probe cannot know."""
 _MOST_DECODE_RATIO = 0.7
-_LEAST, _MOST, _STEP = 0.1, 1e5, 1.1
+_LEAST, _MOST = 0.1, 1e5
+_STEPS = (2.0, 1.1)
+"""In which a dilation is looked for, first coarsely."""
 _INSTANTS = 2000
 
 
@@ -66,26 +68,31 @@ def speed_of(segments: Sequence[Segment]) -> Speed | None:
 
 
 def foretold(
-    lives: Sequence[Life], speed: Speed, *, dilation: float, length_scale: float
+    lives: Sequence[Life], speed: Speed, *, dilation: float, length_scale: float, loaded: int = 0
 ) -> tuple[list[Life], list[Life]] | None:
     """How long requests stay, and how long they hold KV, in the trace's own time, in a paced engine
-    that reads one prompt after the other and decodes all that run at each tick. None where decoding
-    alone leaves it no time.
+    that reads one prompt after the other and decodes all that run at each tick. The first ``loaded``
+    of them are read beforehand. None where decoding alone leaves it no time.
 
     Two lists, because a prompt that waits to be read holds nothing yet, and the reference's does.
     """
-    lives = sorted(lives, key=lambda one: one.start_s)
     sent_tokens = [max(1, round(one.output_tokens * length_scale)) for one in lives]
     tick_s = dilation * tick_s_of(lives, sent_tokens)
     beside, _ = at_times(lives, np.array([one.start_s for one in lives]))
     running: list[Life] = []
     holding: list[Life] = []
     free_s = 0.0
-    for one, tokens, rows in zip(lives, sent_tokens, beside.tolist(), strict=True):
+    for number, (one, tokens, rows) in enumerate(
+        zip(lives, sent_tokens, beside.tolist(), strict=True)
+    ):
         step_s = speed.step_s(rows)
         decode_ratio = step_s / tick_s if tick_s > 0 else 1.0
         if decode_ratio > _MOST_DECODE_RATIO:
             return None
+        if number < loaded:
+            running.append(one)
+            holding.append(one)
+            continue
         began_s = max(free_s, one.start_s * dilation)
         read_s = one.input_tokens * length_scale / (speed.prefill_tokens_per_s * (1 - decode_ratio))
         free_s = began_s + read_s
@@ -98,11 +105,11 @@ def foretold(
 
 
 def foretold_distance(
-    lives: Sequence[Life], speed: Speed, *, dilation: float, length_scale: float
+    lives: Sequence[Life], speed: Speed, *, dilation: float, length_scale: float, loaded: int = 0
 ) -> float:
     """The greater Wasserstein-1 distance over the reference's mean, of running requests and of KV
     tokens; infinity where the engine cannot keep up at all."""
-    found = foretold(lives, speed, dilation=dilation, length_scale=length_scale)
+    found = foretold(lives, speed, dilation=dilation, length_scale=length_scale, loaded=loaded)
     if found is None:
         return float("inf")
     start_s = min(one.start_s for one in lives)
@@ -111,24 +118,39 @@ def foretold_distance(
         return 0.0
     wanted = states_of(lives, start_s, end_s, _INSTANTS)
     running, holding = (states_of(one, start_s, end_s, _INSTANTS) for one in found)
-    return max(
+    distances = [
         wasserstein(theirs, wanted.lasted_s, ours, wanted.lasted_s) / mean
         for theirs, ours in (
             (wanted.running, running.running),
             (wanted.kv_tokens, holding.kv_tokens),
         )
         if (mean := mean_of(theirs, wanted.lasted_s)) > 0
-    )
+    ]
+    return max(distances, default=0.0)
 
 
-def fitted_dilation(lives: Sequence[Life], speed: Speed, *, length_scale: float) -> float | None:
-    """The smallest, to a tenth of itself, at which the engine comes near enough; None: it never does."""
+def fitted_dilation(
+    lives: Sequence[Life], speed: Speed, *, length_scale: float, loaded: int = 0
+) -> float | None:
+    """The smallest, to a tenth of itself, at which the engine comes near enough; None: it never does.
+    ``lives`` by their start; the first ``loaded`` are read beforehand."""
+
+    def is_far(dilation: float) -> bool:
+        return (
+            foretold_distance(
+                lives, speed, dilation=dilation, length_scale=length_scale, loaded=loaded
+            )
+            > TARGET_RATIO
+        )
+
     dilation = _LEAST
     if not lives:
         return dilation
-    while dilation < _MOST:
-        apart = foretold_distance(lives, speed, dilation=dilation, length_scale=length_scale)
-        if apart <= TARGET_RATIO:
-            return float(f"{dilation:.3g}")
-        dilation *= _STEP
-    return None
+    for step in _STEPS:
+        while is_far(dilation):
+            dilation *= step
+            if dilation > _MOST:
+                return None
+        if step != _STEPS[-1] and dilation > _LEAST:
+            dilation /= step
+    return float(f"{dilation:.3g}")

@@ -10,12 +10,15 @@ from memplan.errors import InputError
 from memplan.in_flight import Life
 from memplan.records import Request, WindowFacts
 from memplan.specs import ClassSpec
-from memplan.workload.classify import TRACE_WAVE, plan_requests
+from memplan.workload.classify import TRACE_WAVE, class_of_row, plan_requests, request_ids
 from memplan.workload.dilation import Speed, fitted_dilation
 from memplan.workload.reference import Reference, lives_of
 from memplan.workload.trace import Trace
-from memplan.workload.windows import windows_of
+from memplan.workload.trace_row import TraceRow
+from memplan.workload.windows import Feed, Window, windows_of
 
+_LOAD_MARGIN, _LOAD_LEAST_S = 1.3, 1.0
+"""Over the time that a probe says it takes to read what was in service when a window begins."""
 _PROBE_OUTPUT_TOKENS = 8
 _PROBE_RANKS = ((0.5,), (0.9,), (0.3, 0.4, 0.6, 0.7), tuple(at / 20 for at in range(3, 19)))
 """Of prompt lengths, wave by wave."""
@@ -43,60 +46,104 @@ def judged_requests(
     dilation: float,
 ) -> tuple[tuple[Request, ...], tuple[WindowFacts, ...]]:
     """The requests of all windows, each window a wave, and what the windows are. A request that is in
-    two of them, as when the warm-up of one begins in another, is sent in both, under ids of its own.
+    two of them is sent in both, under ids of its own. What was in service when a window began is sent
+    before it: from its arrival on, or, where the engine's speed is known, what is left of it.
 
     Raises InputError where a row has no service time, or the engine can never keep the pace.
     """
     lives = lives_of(trace.rows, against.reference)
+    starts_s = [one.start_s for one in lives]
     speed = against.speed
 
-    def dilation_of(sent: Sequence[Life]) -> float:
+    def feed_of(window: Window) -> Feed:
+        before, arriving = _at(window)
         if speed is None:
-            return dilation
-        found = fitted_dilation(sent, speed, length_scale=length_scale)
+            oldest_s = min((lives[at].start_s for at in before), default=window.start_s)
+            return Feed(dilation=dilation, lead_s=(window.start_s - oldest_s) * dilation)
+        rests = [lives[at].rest_from(window.start_s) for at in before]
+        found = fitted_dilation(
+            [*rests, *lives[arriving]], speed, length_scale=length_scale, loaded=len(rests)
+        )
         if found is None:
             raise InputError(
                 f"--dilation auto: at {speed.text} this engine never keeps the pace of "
                 f"{against.reference.text}",
                 hint="shorten requests with --length-scale, or give a number: --dilation 8",
             )
-        return found
+        held_tokens = length_scale * sum(one.input_tokens for one in rests)
+        return Feed(
+            dilation=found,
+            lead_s=_LOAD_MARGIN * held_tokens / speed.prefill_tokens_per_s + _LOAD_LEAST_S
+            if rests
+            else 0.0,
+        )
 
-    chosen = windows_of(lives, trace.span_s, against.within_s, dilation_of)
-    times_s = [row.timestamp_s for row in trace.rows]
+    def _at(window: Window) -> tuple[list[int], slice]:
+        """Places of those in service when it begins, and of those that arrive in it."""
+        first = bisect_left(starts_s, window.start_s)
+        before = [at for at in range(first) if lives[at].end_s > window.start_s]
+        return before, slice(first, bisect_right(starts_s, window.end_s))
+
+    chosen = windows_of(lives, trace.span_s, against.within_s, feed_of)
+    named = [
+        replace(row, request_id=name)
+        for row, name in zip(trace.rows, request_ids(trace), strict=True)
+    ]
     requests: list[Request] = []
     windows: list[WindowFacts] = []
     taken: set[str] = set()
-    for number, (window, slower) in enumerate(chosen, start=1):
-        first = bisect_left(times_s, window.warm_up_s)
-        last = bisect_right(times_s, window.end_s)
-        if last <= first:
+    for number, (window, feed) in enumerate(chosen, start=1):
+        before, arriving = _at(window)
+        begins_s = window.start_s - feed.lead_s / feed.dilation
+        sent = [(named[at], lives[at]) for at in before]
+        if speed is not None:
+            sent = [
+                _loaded(row, life.rest_from(window.start_s), begins_s, classes)
+                for row, life in sent
+            ]
+        sent += zip(named[arriving], lives[arriving], strict=True)
+        if not sent:
             continue
         wave = TRACE_WAVE if len(chosen) == 1 else f"window {number}"
         planned = plan_requests(
-            trace,
+            replace(trace, rows=tuple(row for row, _ in sent)),
             classes=classes,
             length_scale=length_scale,
-            dilation=slower,
-            start_row=first,
-            limit=last - first,
+            dilation=feed.dilation,
             wave=wave,
-            reference=against.reference,
+            lives=[life for _, life in sent],
             is_paced=against.is_paced,
         )
         requests += (replace(one, request_id=free_id(one.request_id, taken)) for one in planned)
+        first_s = sent[0][1].start_s
         windows.append(
             WindowFacts(
                 wave=wave,
                 text=window.text,
                 trace_start_s=window.start_s,
                 trace_end_s=window.end_s,
-                start_s=(window.start_s - times_s[first]) * slower,
-                end_s=(window.end_s - times_s[first]) * slower,
-                dilation=slower,
+                start_s=(window.start_s - first_s) * feed.dilation,
+                end_s=(window.end_s - first_s) * feed.dilation,
+                dilation=feed.dilation,
             )
         )
     return tuple(requests), tuple(windows)
+
+
+def _loaded(
+    row: TraceRow, rest: Life, begins_s: float, classes: Sequence[ClassSpec]
+) -> tuple[TraceRow, Life]:
+    """What is left of a request when a window begins, sent before it with all that it holds by then as
+    its prompt: as if the engine had been there from its arrival on."""
+    life = replace(rest, start_s=begins_s, prefill_s=rest.start_s + rest.prefill_s - begins_s)
+    named = replace(
+        row,
+        timestamp_s=begins_s,
+        input_tokens=rest.input_tokens,
+        output_tokens=rest.output_tokens,
+        class_label=row.class_label or class_of_row(classes, row),
+    )
+    return named, life
 
 
 def mean_dilation(windows: Sequence[WindowFacts]) -> float | None:

@@ -1,5 +1,5 @@
 """Where a whole trace takes too long: the parts of it that say most about memory, each replayed by
-itself after a warm-up."""
+itself from what was in service when it began."""
 
 from __future__ import annotations
 
@@ -21,53 +21,55 @@ class Window:
     """Times of the trace, in seconds after its first arrival."""
 
     text: str
-    warm_up_s: float
-    """From here on requests are sent: when the oldest that is in service at ``start_s`` arrived."""
     start_s: float
     end_s: float
 
 
-DilationOf = Callable[[Sequence[Life]], float]
-"""Of the lives that a window sends."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """How a window is fed to an engine."""
+
+    dilation: float
+    lead_s: float
+    """Of sending before the window begins, not dilated."""
+
+    def takes_s(self, window: Window) -> float:
+        return self.lead_s + (window.end_s - window.start_s) * self.dilation
+
+
+FeedOf = Callable[[Window], Feed]
 
 
 def windows_of(
     lives: Sequence[Life],
     span_s: float,
     within_s: float | None,
-    dilation_of: DilationOf,
+    feed_of: FeedOf,
     *,
     seed: int = 0,
-) -> tuple[tuple[Window, float], ...]:
+) -> tuple[tuple[Window, Feed], ...]:
     """Around the instants at which the reference's KV tokens are at their p50, p95, p99 and most, and
-    one at random, each with its dilation; with these and their warm-ups they take no longer than
-    ``within_s`` together. In order of time. One over the whole trace where that fits, or without a
-    limit.
+    one at random, each as it is fed; so fed, they take no longer than ``within_s`` together. In order
+    of time. One over the whole trace where that fits, or without a limit.
 
     Raises InputError where this leaves less than a second of the trace to each.
     """
-    dilation = dilation_of(lives)
-    if within_s is None or span_s * dilation <= within_s:
-        whole = Window(text="the whole trace", warm_up_s=0.0, start_s=0.0, end_s=span_s)
-        return ((whole, dilation),)
-    length_s = within_s / dilation
+    whole = Window(text="the whole trace", start_s=0.0, end_s=span_s)
+    feed = feed_of(whole)
+    if within_s is None or feed.takes_s(whole) <= within_s:
+        return ((whole, feed),)
+    length_s = within_s / feed.dilation
     while length_s >= _LEAST_S:
-        chosen = [
-            (one, dilation_of(_sent(lives, one)))
-            for one in _chosen(lives, span_s, length_s, random.Random(seed))
-        ]
-        if sum((one.end_s - one.warm_up_s) * dilation for one, dilation in chosen) <= within_s:
+        windows = _chosen(lives, span_s, length_s, random.Random(seed))
+        chosen = [(one, feed_of(one)) for one in windows]
+        if sum(feed.takes_s(one) for one, feed in chosen) <= within_s:
             return tuple(sorted(chosen, key=lambda pair: pair[0].start_s))
         length_s *= 0.9
     raise InputError(
         f"--within: {within_s:,.0f} s are too short for {len(LEVELS) + 1} windows, each of a second "
-        "of the trace or more and after its warm-up",
+        "of the trace or more",
         hint="allow more time, or shorten requests with --length-scale",
     )
-
-
-def _sent(lives: Sequence[Life], window: Window) -> list[Life]:
-    return [one for one in lives if window.warm_up_s <= one.start_s <= window.end_s]
 
 
 def _chosen(
@@ -82,12 +84,7 @@ def _chosen(
 
     def add(text: str, middle_s: float) -> None:
         start_s = min(max(0.0, middle_s - length_s / 2), span_s - length_s)
-        oldest_s = min(
-            (one.start_s for one in lives if one.start_s <= start_s < one.end_s), default=start_s
-        )
-        chosen.append(
-            Window(text=text, warm_up_s=oldest_s, start_s=start_s, end_s=start_s + length_s)
-        )
+        chosen.append(Window(text=text, start_s=start_s, end_s=start_s + length_s))
 
     for text, level in reversed(LEVELS):  # the rarest first: it has least choice
         (wanted,) = quantiles_of(states.kv_tokens, states.lasted_s, [level])

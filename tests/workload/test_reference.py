@@ -1,12 +1,20 @@
 """What the trace's own fleet took, as declared or observed, and the windows that say most."""
 
+import json
+import random
+from pathlib import Path
+
 import pytest
 
 from memplan.errors import InputError
-from memplan.in_flight import Life
+from memplan.in_flight import Life, states_of
+from memplan.specs import BUILTIN_CLASSES
+from memplan.workload.dilation import Speed
 from memplan.workload.reference import lives_of, parse_reference, service_of
+from memplan.workload.reference_waves import Against, judged_requests
+from memplan.workload.trace import read_trace
 from memplan.workload.trace_row import TraceRow
-from memplan.workload.windows import windows_of
+from memplan.workload.windows import Feed, FeedOf, windows_of
 
 
 def row(**told: object) -> TraceRow:
@@ -59,24 +67,71 @@ def burst(at_s: float, requests: int) -> list[Life]:
     ]
 
 
-def test_windows_hold_the_extremes_and_their_warm_ups_within_the_budget() -> None:
+def slowly(dilation: float, lead_s: float = 0.0) -> FeedOf:
+    return lambda _: Feed(dilation=dilation, lead_s=lead_s)
+
+
+def test_windows_hold_the_extremes_and_what_leads_to_them_within_the_budget() -> None:
     lives = [life for at in range(0, 1000, 10) for life in burst(float(at), 1)] + burst(502.0, 30)
-    chosen = [one for one, _ in windows_of(lives, 1000.0, 600.0, lambda _: 3.0)]
-    assert sum(one.end_s - one.warm_up_s for one in chosen) <= 200
-    assert [one.start_s for one in chosen] == sorted(one.start_s for one in chosen)
-    (most,) = [one for one in chosen if one.text == "around the most of KV"]
+    chosen = windows_of(lives, 1000.0, 600.0, slowly(3.0, lead_s=10.0))
+    assert 500 < sum(feed.takes_s(one) for one, feed in chosen) <= 600
+    windows = [one for one, _ in chosen]
+    assert [one.start_s for one in windows] == sorted(one.start_s for one in windows)
+    (most,) = [one for one in windows if one.text == "around the most of KV"]
     assert most.start_s <= 504.5 <= most.end_s
-    for one in chosen:
-        alive = [life.start_s for life in lives if life.start_s <= one.start_s < life.end_s]
-        assert one.warm_up_s == min(alive, default=one.start_s)
 
 
 def test_a_trace_that_fits_is_one_window() -> None:
-    ((one, dilation),) = windows_of(burst(0.0, 2), 50.0, 100.0, lambda _: 2.0)
-    assert dilation == 2.0
-    assert (one.warm_up_s, one.start_s, one.end_s) == (0.0, 0.0, 50.0)
+    ((one, feed),) = windows_of(burst(0.0, 2), 50.0, 100.0, slowly(2.0))
+    assert feed.dilation == 2.0
+    assert (one.start_s, one.end_s) == (0.0, 50.0)
 
 
 def test_too_little_time_is_said() -> None:
     with pytest.raises(InputError, match="too short"):
-        windows_of(burst(0.0, 2), 1000.0, 2.0, lambda _: 1.0)
+        windows_of(burst(0.0, 2), 1000.0, 2.0, slowly(1.0))
+
+
+@pytest.mark.parametrize("speed", [None, Speed(prefill_tokens_per_s=4000.0, decode_step_s=0.001)])
+def test_what_was_in_service_when_a_window_begins_is_there(
+    tmp_path: Path, speed: Speed | None
+) -> None:
+    """What is sent for a window holds in it what the whole trace holds there."""
+    draw = random.Random(3)
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"timestamp": at * 250, "input_length": draw.randint(50, 900),
+                        "output_length": draw.randint(20, 400), "hash_ids": []}) + "\n"
+            for at in range(4000)
+        )
+    )  # fmt: skip
+    trace = read_trace(path)
+    reference = parse_reference("prefill=9000,tpot=20ms")
+    against = Against(reference=reference, is_paced=True, within_s=300.0, speed=speed)
+    requests, windows = judged_requests(
+        trace, BUILTIN_CLASSES, against, length_scale=1.0, dilation=2.0
+    )
+    assert len(windows) == 5
+    assert len({one.request_id for one in requests}) == len(requests)
+    whole = lives_of(trace.rows, reference)
+    for window in windows:
+        sent = [one for one in requests if one.wave == window.wave]
+        assert min(one.arrival_s for one in sent) == pytest.approx(0.0, abs=1e-6)
+        lives = [
+            Life(
+                start_s=one.arrival_s,
+                prefill_s=one.service_prefill_s or 0.0,
+                end_s=one.arrival_s + (one.service_e2e_s or 0.0),
+                input_tokens=one.input_tokens,
+                output_tokens=one.output_tokens,
+            )
+            for one in sent
+        ]
+        found = states_of(lives, window.start_s, window.end_s, 200)
+        wanted = states_of(whole, window.trace_start_s, window.trace_end_s, 200)
+        assert found.running.tolist() == wanted.running.tolist()
+        assert found.kv_tokens == pytest.approx(wanted.kv_tokens, rel=0.01, abs=len(sent))
+        # Loaded ones are read before it begins, and are not sent from their arrival on.
+        read_s = sum(one.input_tokens for one in sent if one.arrival_s == 0) / 4000
+        assert speed is None or window.start_s >= min(1.0, read_s)
