@@ -114,16 +114,25 @@ def judged_requests(
             lives=[life for _, life in sent],
             is_paced=against.is_paced,
         )
-        requests += (replace(one, request_id=free_id(one.request_id, taken)) for one in planned)
-        first_s = sent[0][1].start_s
+        # A wave begins with its window where nothing is sent before it.
+        origin_s = min(window.start_s, sent[0][1].start_s)
+        later_s = (sent[0][1].start_s - origin_s) * feed.dilation
+        requests += (
+            replace(
+                one,
+                request_id=free_id(one.request_id, taken),
+                arrival_s=one.arrival_s + later_s,
+            )
+            for one in planned
+        )
         windows.append(
             WindowFacts(
                 wave=wave,
                 text=window.text,
                 trace_start_s=window.start_s,
                 trace_end_s=window.end_s,
-                start_s=(window.start_s - first_s) * feed.dilation,
-                end_s=(window.end_s - first_s) * feed.dilation,
+                start_s=(window.start_s - origin_s) * feed.dilation,
+                end_s=(window.end_s - origin_s) * feed.dilation,
                 dilation=feed.dilation,
             )
         )
