@@ -81,9 +81,10 @@ def test_bf16_answers_nearly_alike(measured: Measured) -> None:
 
 
 def test_int8_kv_of_fp32_weights_answers_nearly_alike(measured: Measured) -> None:
-    """98.97 % and 1.4e-4 were measured; with one scale a vector it were 98.0 % and 6.0e-4."""
+    """Over 1,000 tokens 99.46 % and, without AVX-512, 98.97 %, and 1.4e-4; with one scale a vector it
+    were 6.0e-4. Here are a third as many tokens, so that one more changes 0.3 %."""
     found = measured(weights="fp32", kv="int8")
-    assert found.top1_same / found.tokens >= 0.985
+    assert found.top1_same / found.tokens >= 0.975
     assert 0 < found.kl_mean < 3e-4
 
 

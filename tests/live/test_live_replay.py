@@ -19,7 +19,7 @@ MB = 10**6
 def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("live") / "run"
     trace = Path(__file__).parents[2] / "workloads" / "azure_code_2023.slice.csv"
-    options = ["--model", "smollm2", "--limit", "20", "--length-scale", "0.125"]
+    options = ["--model", "smollm2", "--limit", "12", "--length-scale", "0.125"]
     assert run(["replay", str(trace), *options, "--out", str(out)]) == 0
     return out
 
@@ -33,7 +33,7 @@ def document(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_tokens_run_equal_the_traces_after_the_stated_scaling(replayed: Path) -> None:
     recording = read_run(replayed)
-    assert len(recording.requests) == 20
+    assert len(recording.requests) == 12
     for request in recording.requests:
         outcome = recording.outcomes[request.request_id]
         assert outcome.outcome == "completed"
@@ -95,7 +95,7 @@ def test_planted_spikes_are_seen_in_the_torch_engine(tmp_path: Path, workloads: 
     trace.write_text(
         "".join(
             json.dumps({"timestamp": i * 200, "input_length": 120, "output_length": 8}) + "\n"
-            for i in range(80)
+            for i in range(24)
         )
     )
     out = tmp_path / "run"
@@ -120,7 +120,7 @@ def test_the_same_lengths_reach_the_kernels_own_mark_without_resets(
 ) -> None:
     """All requests arrive at once, so both runs make the same batches."""
     trace = tmp_path / "trace.jsonl"
-    trace.write_text('{"timestamp": 0, "input_length": 700, "output_length": 4}\n' * 6)
+    trace.write_text('{"timestamp": 0, "input_length": 400, "output_length": 4}\n' * 4)
     options = ["replay", str(trace), "--model", str(workloads / "smollm2.yaml"), "--out"]
     assert run([*options, str(tmp_path / "reset")]) == 0
     monkeypatch.setenv("MEMPLAN_KEEP_HIGH_WATER", "1")

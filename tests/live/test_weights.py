@@ -115,7 +115,7 @@ def test_read_quantized_weights_are_private_and_answer_the_same(starts: Any) -> 
     mapped, read = starts(weights="int4"), starts(weights="int4", load="read")
     assert read.facts.weights_mapped_bytes == read.facts.idle["engine.weight_files_resident"] == 0
     grown = read.facts.idle["host.anon"] - mapped.facts.idle["host.anon"]
-    assert grown == pytest.approx(read.facts.weights_bytes, rel=0.03)
+    assert grown == pytest.approx(read.facts.weights_bytes, rel=0.05)
     assert mapped.answer.output_digest == read.answer.output_digest
 
 
