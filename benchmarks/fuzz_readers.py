@@ -4,7 +4,7 @@ Each format has its share of the time in a process of its own, under libFuzzer (
 keeps the inputs that reach new branches. It starts from the examples in tests/workload/test_formats.py
 and holds each reading to this: it ends with InputError or with a trace; within ten seconds; a trace
 has no more rows than its file has lines or objects; every row has tokens on both sides, a finite time,
-and the rows are in order.
+and the rows are in order; and a summary of the file, which may be read by columns, is of the same rows.
 
     pip install atheris
     python benchmarks/fuzz_readers.py --minutes 60 --out reports/fuzz_readers.json
@@ -42,24 +42,36 @@ def examples() -> dict[str, str]:
 
 
 def check(path: Path, content: bytes, reader: str) -> None:
-    """Raises whatever a reader should not have raised, and AssertionError for a row nobody wrote."""
+    """Raises whatever a reader should not have raised, and AssertionError for a row nobody wrote, and
+    where a summary, which may be read by columns, is not one of the same rows."""
     from memplan.errors import InputError
+    from memplan.specs import BUILTIN_CLASSES
+    from memplan.workload.summary import summarise_trace
     from memplan.workload.trace import read_trace
 
     path.write_bytes(content)
+    columns = COLUMNS if reader == "columns" else None
+    format = None if reader in ("columns", "sniffed") else reader
     try:
-        if reader == "columns":
-            trace = read_trace(path, columns=COLUMNS)
-        else:
-            trace = read_trace(path, None if reader == "sniffed" else reader)
-    except InputError:
-        return
+        trace = read_trace(path, format, columns=columns)
+    except InputError as error:
+        try:
+            summarise_trace(path, BUILTIN_CLASSES, format, columns=columns)
+        except InputError as other:
+            assert other.message == error.message, (other.message, error.message)
+            return
+        raise AssertionError(f"a summary of what cannot be read: {error.message}") from error
     assert 0 < trace.rows_kept <= trace.rows_read, (trace.rows_kept, trace.rows_read)
     assert trace.rows_kept <= content.count(b"\n") + 1 + content.count(b"{"), trace.rows_kept
     times = [row.timestamp_s for row in trace.rows]
     assert all(map(math.isfinite, times)), times
     assert times == sorted(times) and times[0] == 0, times
     assert all(row.input_tokens > 0 and row.output_tokens > 0 for row in trace.rows)
+    summary = summarise_trace(path, BUILTIN_CLASSES, format, columns=columns)
+    assert summary.head.rows_kept == trace.rows_kept
+    assert summary.head.sha256 == trace.sha256
+    assert summary.head.time_origin == trace.time_origin
+    assert math.isclose(summary.shape.span_s, trace.span_s, rel_tol=1e-9, abs_tol=1e-6)
 
 
 ODD = (None, True, 0, -1, 1.5, 1e308, float("nan"), 10**400, 2**63, "", "0", "-1", "é", "{", "[0", [],
@@ -151,6 +163,7 @@ def fuzz(reader: str, seeds: list[str], seconds: int, keep: Path) -> dict[str, A
             "seconds": round(time.monotonic() - began, 1),
             **stats,
             "inputs_kept": len(list(Path(corpus).iterdir())),
+            "exit_code": done.returncode,
             "failure": None if done.returncode == 0 else output[-3000:],
         }
 

@@ -81,7 +81,7 @@ READERS = {"memplan": memplan_rows, "pyarrow": arrow_rows, "polars": polars_rows
 def once(reader: str, path: Path) -> dict[str, Any]:
     environment = {**os.environ, "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = ["taskset", "-c", "0", sys.executable, __file__, "--read", reader, str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return dict(json.loads(done.stdout))
 
 

@@ -32,26 +32,45 @@ def time_and_tokens(
     moment = pa.timestamp("ns", "UTC" if has_zone else None)
     form = f"{_TIME}{_ZONE if has_zone else ''}$"
     try:
-        batches = csv.open_csv(
-            pa.PythonFile(file, mode="r"),
-            read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-            convert_options=csv.ConvertOptions(column_types=kinds, null_values=[]),
-        )
-        for batch in batches:
-            if set(batch.schema.names) != set(kinds) or len(batch.schema.names) != len(kinds):
+        for block in _blocks(file):
+            # Not csv.open_csv: its readahead thread would outlive a reading that is given up.
+            table = csv.read_csv(
+                pa.BufferReader(block),
+                read_options=csv.ReadOptions(use_threads=False, block_size=len(block)),
+                convert_options=csv.ConvertOptions(column_types=kinds, null_values=[]),
+            ).combine_chunks()
+            if sorted(table.schema.names) != sorted(kinds):
                 raise NotColumnarError
-            texts = batch.column(time)
-            if not pc.all(pc.match_substring_regex(texts, form)).as_py():
-                raise NotColumnarError
-            found = Columns(
-                times=pc.cast(texts, moment).cast(pa.int64()).to_numpy(),
-                input_tokens=_tokens(batch.column(inputs)),
-                output_tokens=_tokens(batch.column(outputs)),
-            )
-            reading.rows_read += len(found.times)
-            yield found
+            for batch in table.to_batches():
+                texts = batch.column(time)
+                if not pc.all(pc.match_substring_regex(texts, form)).as_py():
+                    raise NotColumnarError
+                found = Columns(
+                    times=pc.cast(texts, moment).cast(pa.int64()).to_numpy(),
+                    input_tokens=_tokens(batch.column(inputs)),
+                    output_tokens=_tokens(batch.column(outputs)),
+                )
+                reading.rows_read += len(found.times)
+                yield found
     except pa.ArrowException as error:
         raise NotColumnarError from error
+
+
+def _blocks(file: ByteSource) -> Iterator[bytes]:
+    """The file's whole lines, block by block, its first line before each."""
+    header, rest = b"", b""
+    while read := file.read(_BLOCK_BYTES):
+        rest += read
+        end = rest.rfind(b"\n") + 1
+        if end:
+            if not header:
+                yield rest[:end]
+                header = rest[: rest.index(b"\n") + 1]
+            else:
+                yield header + rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield header + rest
 
 
 def _tokens(column: Any) -> Ints:
