@@ -57,6 +57,7 @@ def _rows(trace: TraceHead) -> Facts:
         facts=(
             Fact(name="read", text=f"{trace.rows_read:,}"),
             Fact(name="kept", text=f"{trace.rows_kept:,}"),
+            *([Fact(name="written from", text=trace.written_from)] if trace.written_from else []),
             *dropped,
         ),
     )

@@ -78,6 +78,52 @@ def convert(
     print(f"{target}: {read.rows_kept:,} of {read.rows_read:,} rows, from {read.format}")
 
 
+@app.command()
+def synth(
+    shape: Annotated[str, typer.Argument(help="Its name; `list` says them all.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="File to write, in memplan.trace.v1.")
+    ] = None,
+    length: Annotated[str, typer.Option(help="How long, such as 30min.")] = "30min",
+    rate: Annotated[
+        float, typer.Option(help="Requests a second that users begin, on average.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Everything follows from it.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Makes up a trace that strains one thing: it is nobody's traffic, and inspect says so.
+
+    Example: memplan trace synth batch-collisions collisions.jsonl --rate 2
+    """
+    from memplan.errors import InputError
+    from memplan.units import parse_seconds
+    from memplan.workload.synth import SHAPES, Ask
+    from memplan.workload.synth import synth as make
+    from memplan.workload.trace import write_trace
+
+    if shape == "list":
+        for name, one in SHAPES.items():
+            print(f"{name:18}{one.strains}")
+        return
+    if shape not in SHAPES:
+        raise InputError(
+            f"SHAPE: got {shape!r}, expected one of {', '.join(SHAPES)}",
+            hint="memplan trace synth list",
+        )
+    if target is None:
+        raise InputError("TARGET: missing", hint=f"memplan trace synth {shape} {shape}.jsonl")
+    length_s = parse_seconds(length)
+    if not 1e-3 <= rate <= 1e4 or not 1 <= length_s <= 31 * 86_400 or rate * length_s > 1e7:
+        raise InputError(
+            f"--rate {rate:g} and --length {length}: expected 0.001 to 10,000 a second, 1s to 744h, and "
+            "no more than 10 million requests together",
+            hint="memplan trace synth node-pressure pressure.jsonl --rate 2 --length 30min",
+        )
+    made = make(shape, Ask(length_s=length_s, requests_per_s=rate), seed=seed)
+    write_trace(target, made, overwrite=force)
+    print(f"{target}: {made.rows_kept:,} rows over {made.span_s:,.0f} s, made up ({shape})")
+
+
 @app.command("slice")
 def slice_(
     trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],

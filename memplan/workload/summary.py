@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from memplan.records import Finding
 from memplan.specs import ClassSpec
 from memplan.workload.classify import class_rules
 from memplan.workload.formats.reading import NotColumnarError, Reading
 from memplan.workload.shape import ShapeBuilder, TraceShape
+from memplan.workload.synth import MADE_BY
 from memplan.workload.trace import Scan, TraceHead, opened, runnable_columns, scanned
 
 _ROWS_TOLD = 1000
@@ -42,7 +44,17 @@ def summarise_trace(
         found = _by_columns(scan, classes, on_bytes) or _by_rows(scan, classes, on_bytes)
         head = found.scan.head(len(found.builder), found.earliest)
     shape = found.builder.shape()
+    if (head.written_from or "").startswith(MADE_BY):
+        shape = replace(shape, findings=(_made_up(head), *shape.findings))
     return TraceSummary(head=head, shape=shape, class_rules=class_rules(classes, shape.classes))
+
+
+def _made_up(head: TraceHead) -> Finding:
+    return Finding(
+        code="made_up",
+        text=f"It is made up: {head.written_from}, by memplan trace synth.",
+        hint="Let no budget rest on it alone: it strains one thing, and is nobody's traffic.",
+    )
 
 
 class _Found(NamedTuple):

@@ -56,6 +56,8 @@ class TraceHead:
     """Reason → rows that were read and left out."""
     time_origin: str | None
     """UTC time of the earliest kept row, ISO 8601, where the trace knows it."""
+    written_from: str | None
+    """What memplan made the file of, where memplan wrote it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +173,7 @@ class Scan:
             rows_kept=kept,
             dropped=dict(sorted(self.reading.dropped.items())),
             time_origin=_origin_text(self.reading, origin),
+            written_from=self.reading.written_from,
         )
 
 

@@ -54,6 +54,8 @@ def _rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
     number, text = next(lines)
     header = json_object(text) or {}
     unit = header.get("time_unit", "ms")
+    source = header.get("source")
+    reading.written_from = source if isinstance(source, str) and source else None
     units_per_s = {'"ms"': 1e3, '"s"': 1.0}.get(json.dumps(unit))
     if header.get("memplan_trace") != 1:
         version = json.dumps(header.get("memplan_trace"))

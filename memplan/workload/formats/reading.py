@@ -59,6 +59,8 @@ class Reading:
         self.units_per_s = 1.0
         self.time_origin_ns: int | None = None
         self.block_size: int | None = None
+        self.written_from: str | None = None
+        """What memplan made the file of, where memplan wrote it."""
 
     def fault(self, line: int, text: str) -> None:
         self.fault_count += 1
