@@ -130,6 +130,17 @@ def slice_(
     target: Annotated[Path, typer.Argument(help="File to write, in memplan.trace.v1.")],
     start: Annotated[str, typer.Option("--from", help="Since the first row, such as 10min.")] = "",
     end: Annotated[str, typer.Option("--to", help="Until, such as 20min.")] = "",
+    at: Annotated[
+        str,
+        typer.Option(
+            "--around",
+            help="Instead of --from and --to: where the KV in flight is at its p50, p95, p99 or most.",
+        ),
+    ] = "",
+    length: Annotated[str, typer.Option(help="Of that window.")] = "10min",
+    reference: Annotated[
+        str, typer.Option(help="How long requests took, for --around: as in memplan replay.")
+    ] = "",
     share: Annotated[
         str,
         typer.Option(
@@ -144,15 +155,32 @@ def slice_(
     """Cuts a window of time, and one replica's share of what is in it, as a router would give it.
 
     Example: memplan trace slice day.jsonl hour.jsonl --from 9h --to 10h --share 1/8
+
+    Example: memplan trace slice day.jsonl peak.jsonl --around p99 --reference prefill=14000,tpot=13ms
     """
+    from memplan.errors import InputError
     from memplan.units import parse_seconds
+    from memplan.workload.reference import lives_of, parse_reference
     from memplan.workload.slicing import share_of, window_of
     from memplan.workload.trace import read_trace, write_trace
+    from memplan.workload.windows import AROUND, around
 
+    if at and (at not in AROUND or start or end or not reference):
+        raise InputError(
+            f"--around: got {at!r}, expected one of {', '.join(AROUND)}, with --reference and without "
+            "--from and --to",
+            hint="--around p99 --length 10min --reference prefill=14000,tpot=13ms",
+        )
     read = read_trace(trace, trace_format, columns=columns)
     start_s = parse_seconds(start) if start else 0.0
     end_s = parse_seconds(end) if end else read.span_s
+    if at:
+        lives = lives_of(read.rows, parse_reference(reference))
+        start_s, end_s = around(lives, read.span_s, AROUND[at], parse_seconds(length))
     replicas = replicas_of(share)
     made = share_of(window_of(read, start_s, end_s), replicas, seed=seed)
     write_trace(target, made, overwrite=force)
-    print(f"{target}: {made.rows_kept:,} of {read.rows_kept:,} rows, {made.span_s:.0f} s")
+    print(
+        f"{target}: {made.rows_kept:,} of {read.rows_kept:,} rows, {made.span_s:.0f} s, of "
+        f"{start_s:,.0f} to {end_s:,.0f} s"
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from memplan.errors import InputError
 from memplan.in_flight import GRID, Life, quantiles_of, states_of
 
-LEVELS = (("the p50", 0.5), ("the p95", 0.95), ("the p99", 0.99), ("the most", 1.0))
+AROUND = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "most": 1.0}
 _LEAST_S = 1.0
 
 
@@ -66,10 +66,26 @@ def windows_of(
             return tuple(sorted(chosen, key=lambda pair: pair[0].start_s))
         length_s *= 0.9
     raise InputError(
-        f"--within: {within_s:,.0f} s are too short for {len(LEVELS) + 1} windows, each of a second "
+        f"--within: {within_s:,.0f} s are too short for {len(AROUND) + 1} windows, each of a second "
         "of the trace or more",
         hint="allow more time, or shorten requests with --length-scale",
     )
+
+
+def around(
+    lives: Sequence[Life], span_s: float, level: float, length_s: float
+) -> tuple[float, float]:
+    """Start and end of a window of that length, no longer than the trace, in whose middle the
+    reference's KV tokens are nearest to their quantile of that level over time."""
+    states = states_of(lives, 0.0, span_s)
+    (wanted,) = quantiles_of(states.kv_tokens, states.lasted_s, [level])
+    nearest = int(np.argmin(np.abs(states.kv_tokens - wanted)))
+    return _window_at((nearest + 0.5) * span_s / GRID, span_s, min(length_s, span_s))
+
+
+def _window_at(middle_s: float, span_s: float, length_s: float) -> tuple[float, float]:
+    start_s = min(max(0.0, middle_s - length_s / 2), span_s - length_s)
+    return start_s, start_s + length_s
 
 
 def _chosen(
@@ -83,10 +99,10 @@ def _chosen(
         return any(abs(one.start_s - start_s) < length_s for one in chosen)
 
     def add(text: str, middle_s: float) -> None:
-        start_s = min(max(0.0, middle_s - length_s / 2), span_s - length_s)
-        chosen.append(Window(text=text, start_s=start_s, end_s=start_s + length_s))
+        start_s, end_s = _window_at(middle_s, span_s, length_s)
+        chosen.append(Window(text=text, start_s=start_s, end_s=end_s))
 
-    for text, level in reversed(LEVELS):  # the rarest first: it has least choice
+    for name, level in reversed(AROUND.items()):  # the rarest first: it has least choice
         (wanted,) = quantiles_of(states.kv_tokens, states.lasted_s, [level])
         nearest = np.argsort(np.abs(states.kv_tokens - wanted), kind="stable")
         free = (
@@ -94,7 +110,7 @@ def _chosen(
         )
         middle_s = next(free, None)
         if middle_s is not None:
-            add(f"around {text} of KV", middle_s)
+            add(f"around the {name} of KV", middle_s)
     for _ in range(100):
         start_s = draw.uniform(0.0, span_s - length_s)
         if not taken(start_s):

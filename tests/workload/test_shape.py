@@ -6,11 +6,14 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memplan.cli import run
 from memplan.errors import InputError
+from memplan.in_flight import at_times
 from memplan.specs import BUILTIN_CLASSES
+from memplan.workload.reference import lives_of, parse_reference
 from memplan.workload.shape import TraceShape
 from memplan.workload.slicing import share_of, window_of
 from memplan.workload.summary import summarise_trace
@@ -148,6 +151,17 @@ def test_the_commands_read_show_and_write(
     assert "exists already" in capsys.readouterr().err
     assert run(["trace", "slice", source, made, "--from", "10s", "--to", "20s", "--force"]) == 0
     assert 20 < read_trace(Path(made)).rows_kept < 90
+    around = ["--around", "most", "--length", "20s", "--reference", "prefill=900,tpot=20ms"]
+    assert run(["trace", "slice", source, made, "--force", *around]) == 0
+    trace, reference = read_trace(Path(source)), parse_reference(around[-1])
+    _, held = at_times(lives_of(trace.rows, reference), np.arange(0, trace.span_s, 0.05))
+    cut = read_trace(Path(made))
+    assert cut.span_s <= 20
+    # The fullest instant of all is in it, but for the requests that came before the window.
+    _, cut_held = at_times(lives_of(cut.rows, reference), np.arange(0, 20, 0.05))
+    assert 0.5 * held.max() < cut_held.max() <= 1.01 * held.max()
+    assert run(["trace", "slice", source, made, "--force", "--around", "p99"]) == 2
+    assert "with --reference" in capsys.readouterr().err
     for words in (["--share", "1of8"], ["--from", "ten"], ["--from", "9h", "--to", "10h"]):
         assert run(["trace", "slice", source, made, "--force", *words]) == 2
         assert "→" in capsys.readouterr().err
