@@ -75,9 +75,10 @@ def plan_of(
             hint="replay without a memory limit, or with one at which these findings go, and plan from "
             "that run",
         )
-    for one in summary.findings:
-        if one.code == "not_the_trace":
-            raise RecordingError(f"{summary.path}: {one.text}", hint=one.hint)
+    if summary.not_the_trace is not None:
+        raise RecordingError(
+            f"{summary.path}: {summary.not_the_trace.text}", hint=summary.not_the_trace.hint
+        )
     need = need_of(summary, _threads(recording))
     budget = budget_of(summary, recording, margin_ratio=MARGIN_RATIO)
     files = shared_files(recording, summary.shared_bytes)

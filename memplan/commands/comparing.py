@@ -88,7 +88,7 @@ def check(
         if budget is not None
         else recording.header.deployment
     )
-    verdicts = verdicts_of(limits_of(deployment), summary.classes)
+    verdicts = verdicts_of(limits_of(deployment), summary)
     baseline = None if against is None else _one_run(against)
     if baseline is not None and (differs := workload_differences(baseline[1], recording)):
         raise InputError(

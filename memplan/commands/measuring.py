@@ -374,7 +374,7 @@ def _against(
 
 def _refuse_far_states(found: list[Found]) -> None:
     """The recording is kept; its figures are not those of the trace."""
-    far = [one for summary, _ in found for one in summary.findings if one.code == "not_the_trace"]
+    far = [one for summary, _ in found if (one := summary.not_the_trace) is not None]
     if far:
         raise GateError(far[0].text, hint=far[0].hint)
 

@@ -77,7 +77,10 @@ def document_of(
 
 
 def _need(run: tuple[RunSummary, Recording]) -> ReplicaNeed | None:
+    """None where its peak is unknown, or is not the trace's."""
     summary, recording = run
+    if summary.not_the_trace is not None:
+        return None
     threads = recording.engines[-1].settings.get("threads", "") if recording.engines else ""
     return need_of(summary, (int(threads) or None) if threads.isdecimal() else None)
 
@@ -156,6 +159,9 @@ def _subtitle(runs: Runs) -> str:
     )
 
 
+_OTHER_STATES = "what was in flight is too far from the reference, so nothing is planned from it."
+
+
 def _heaviest(summary: RunSummary) -> ClassSummary | None:
     """The class with the request that owned most; its p95 may well be withheld."""
     known = [one for one in summary.classes if main_memory(one).attributed.peak is not None]
@@ -178,6 +184,8 @@ def _replay_answer(summary: RunSummary, best: NodeOffer | None) -> str:
     else:
         owned = _owned_text(heaviest, " of GPU memory" if on_gpu else "")
         sentence = f"{owned} on top of {idle}; the process peaked at {peaked}."
+    if summary.not_the_trace is not None:
+        return f"{sentence} This is not the trace: {_OTHER_STATES}"
     if best is None:
         return sentence
     limit = LIMIT_NAMES[best.density.limited_by]

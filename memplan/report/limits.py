@@ -7,10 +7,10 @@ value of an unexpected shape is ignored rather than guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from memplan.stats.summary import ClassSummary, Percentiles, Quantile
+from memplan.stats.summary import ClassSummary, Percentiles, Quantile, RunSummary
 
 Subject = Literal["cpu_bytes", "gpu_bytes", "ttft_s", "tpot_s", "e2e_s"]
 Outcome = Literal["kept", "broken", "unknown"]
@@ -35,6 +35,8 @@ class Verdict:
     """The largest value seen, which can lie beyond a limit that p95 keeps."""
     is_certain: bool
     """The 95 % interval and the largest value lie wholly on the verdict's side of the limit."""
+    is_paced: bool = False
+    """A time of a replay that was held to its reference's pace, and so no time of this engine."""
 
 
 def limits_of(deployment: Mapping[str, object]) -> tuple[Limit, ...]:
@@ -64,9 +66,14 @@ def _value(mapping: object, key: str) -> object:
     return mapping.get(key) if isinstance(mapping, Mapping) else None
 
 
-def verdicts_of(limits: Sequence[Limit], classes: Sequence[ClassSummary]) -> tuple[Verdict, ...]:
-    by_name = {one.name: one for one in classes}
-    return tuple(verdict_of(limit, by_name.get(limit.class_name)) for limit in limits)
+def verdicts_of(limits: Sequence[Limit], summary: RunSummary) -> tuple[Verdict, ...]:
+    by_name = {one.name: one for one in summary.classes}
+    return tuple(
+        replace(verdict_of(limit, None), is_paced=True)
+        if summary.is_paced and not limit.subject.endswith("_bytes")
+        else verdict_of(limit, by_name.get(limit.class_name))
+        for limit in limits
+    )
 
 
 def verdict_of(limit: Limit, measured: ClassSummary | None) -> Verdict:

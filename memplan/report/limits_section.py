@@ -21,7 +21,7 @@ SUBJECT_NAMES: dict[Subject, str] = {
 
 
 def limits_section(summary: RunSummary, recording: Recording, prefix: str) -> Section:
-    verdicts = verdicts_of(limits_of(recording.header.deployment), summary.classes)
+    verdicts = verdicts_of(limits_of(recording.header.deployment), summary)
     return Section(
         id=f"{prefix}limits",
         title="Budgets and promises of model.yaml",
@@ -65,6 +65,8 @@ def _doubt(verdict: Verdict) -> str:
 
 
 def _unknown(verdict: Verdict) -> str:
+    if verdict.is_paced:
+        return "answers were held to the reference's pace, so times are not this engine's"
     if verdict.largest is None:
         return "nothing was measured for it"
     return f"too few requests; the largest seen is {_text_for(verdict)(verdict.largest)}"

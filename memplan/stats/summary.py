@@ -407,6 +407,9 @@ class VariantFacts:
     """``--longest``: no prompt was longer."""
 
 
+NOT_THE_TRACE = "not_the_trace"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """One recording, summarised."""
@@ -455,3 +458,14 @@ class RunSummary:
     """None for a replay."""
     admission: RunAdmission | None = None
     """None where no engine served."""
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether answers were held to a reference's pace, which latencies then are."""
+        fit = self.fidelity.against_reference if self.fidelity is not None else None
+        return fit is not None and fit.is_paced
+
+    @property
+    def not_the_trace(self) -> Finding | None:
+        """That what was in flight was too far from the reference for any figure to be the trace's."""
+        return next((one for one in self.findings if one.code == NOT_THE_TRACE), None)

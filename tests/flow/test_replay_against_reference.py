@@ -85,7 +85,10 @@ def test_a_fast_engine_without_a_pace_is_not_the_trace_and_the_run_is_kept(
     assert fit["running"]["reached"]["mean"] < 0.5 * fit["running"]["reference"]["mean"]
     assert "not_the_trace" in codes(document)
     assert run(["report", str(folder / "run"), "--out", str(folder / "page.html")]) == 0
-    assert "Is it the trace?" in (folder / "page.html").read_text()
+    page = (folder / "page.html").read_text()
+    assert "Is it the trace?" in page
+    assert "This is not the trace" in page
+    assert "How many fit" not in page
     assert run(["plan", str(folder / "run")]) == 5
 
 

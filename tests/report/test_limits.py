@@ -3,10 +3,19 @@ from dataclasses import replace
 import pytest
 from example_run import replay_recording, replay_summary
 
-from memplan.report.limits import Limit, limits_of, verdict_of
-from memplan.stats.summary import ClassSummary, Percentiles, Quantile
+from memplan.report.limits import Limit, limits_of, verdict_of, verdicts_of
+from memplan.report.limits_section import limits_table
+from memplan.stats.summary import (
+    ClassSummary,
+    Percentiles,
+    Quantile,
+    ReferenceFit,
+    StateFigures,
+    StateFit,
+)
 
-SHORT = replay_summary(replay_recording()).classes[0]
+SUMMARY = replay_summary(replay_recording())
+SHORT = SUMMARY.classes[0]
 
 
 def with_ttft(low: float | None, value: float | None, high: float | None) -> ClassSummary:
@@ -97,3 +106,24 @@ def test_every_budget_and_promise_of_the_deployment_is_read() -> None:
 )
 def test_a_promise_not_made_or_not_understood_is_no_limit(deployment: dict[str, object]) -> None:
     assert limits_of(deployment) == ()
+
+
+def test_times_at_a_references_pace_are_no_times_of_the_engine() -> None:
+    summary = replace(SUMMARY, classes=(with_ttft(0.9, 1.0, 1.1),))
+    assert [one.outcome for one in verdicts_of([ttft_limit(2.0)], summary)] == ["kept"]
+    fidelity = summary.fidelity
+    assert fidelity is not None
+    figures = StateFigures(mean=1.0, p50=1.0, p95=1.0, p99=1.0, most=1.0)
+    running = StateFit(
+        name="running requests", reference=figures, reached=figures, w1_ratio=0.0,
+        reference_curve=(), reached_curve=(),
+    )  # fmt: skip
+    paced = ReferenceFit(
+        reference="declared", is_paced=True, windows=(), judged_s=1.0, running=running,
+        kv_tokens=None,
+    )  # fmt: skip
+    held = replace(summary, fidelity=replace(fidelity, against_reference=paced))
+    (verdict,) = verdicts_of([ttft_limit(2.0)], held)
+    assert (verdict.outcome, verdict.is_paced) == ("unknown", True)
+    cells = limits_table([verdict], "").rows[0]
+    assert "reference's pace" in cells[-1].detail

@@ -9,6 +9,7 @@ from memplan.stats.kv_slope import KV_SLOPE_BAND
 from memplan.stats.percentiles import FEWEST_EXCURSIONS, fewest_for
 from memplan.stats.reference_states import REFUSE_RATIO, WARN_RATIO
 from memplan.stats.summary import (
+    NOT_THE_TRACE,
     Attribution,
     ClassSummary,
     Fidelity,
@@ -126,7 +127,7 @@ def states_apart(fidelity: Fidelity | None) -> Iterator[Finding]:
         else "Percentiles of resident memory may be off by as much."
     )
     yield Finding(
-        code="not_the_trace" if is_refused else "states_apart",
+        code=NOT_THE_TRACE if is_refused else "states_apart",
         text=f"What was in flight is away from the reference: {told}. {proves}",
         hint="Raise --dilation, so that the engine keeps up; --pace holds answers to the reference.",
     )
