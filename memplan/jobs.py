@@ -25,6 +25,7 @@ from memplan.workload.reference_waves import (
 from memplan.workload.scored_text import ScoredText, read_scored_text
 from memplan.workload.slicing import share_of
 from memplan.workload.trace import read_trace
+from memplan.workload.turns import in_turns
 
 Workload = tuple[tuple[Wave, ...], WorkloadFacts]
 
@@ -88,8 +89,9 @@ def trace_waves(
     start_row: int = 0,
     replicas: int = 1,
     against: Against | None = None,
+    closed_loop: bool = False,
 ) -> Workload:
-    """A trace as one open-loop wave, or as ``repeats`` of them, each on a fresh engine.
+    """A trace as one wave, or as ``repeats`` of them, each on a fresh engine.
 
     Held ``against`` a reference it may be windows of the trace instead, each a wave; ``start_row`` is
     for replays without one.
@@ -125,6 +127,10 @@ def trace_waves(
             length_scale=length_scale,
             dilation=dilation,
         )
+    if closed_loop:
+        rows = trace.rows[start_row : None if limit is None else start_row + limit]
+        reference = against.reference if against is not None else None
+        requests = in_turns(requests, rows, reference, dilation=dilation)
     if oversize == "refuse":
         if deployment.pools:
             _refuse_without_pool(requests, deployment, path)
@@ -142,6 +148,7 @@ def trace_waves(
         length_scale=length_scale,
         dilation=mean_dilation(windows) or dilation,
         class_rules=class_rules(deployment.classes, (request.class_name for request in requests)),
+        is_closed_loop=closed_loop,
         reference=against.reference.text if against is not None else None,
         windows=windows,
     )
@@ -195,11 +202,14 @@ def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
     for number in range(1, repeats + 1):
         name = f"replay {number}"
         sent = []
+        own_ids: dict[str, str] = {}
         for request in requests:
             own_id = request.request_id
             if number > 1:
                 own_id = free_id(f"{own_id}#{number}", taken)
-            sent.append(replace(request, request_id=own_id, wave=name))
+            own_ids[request.request_id] = own_id
+            follows = own_ids[request.follows] if request.follows is not None else None
+            sent.append(replace(request, request_id=own_id, wave=name, follows=follows))
         waves.append(Wave(name=name, fresh=True, requests=tuple(sent)))
     return tuple(waves)
 

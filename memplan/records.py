@@ -58,6 +58,9 @@ class Request:
     service_prefill_s: float | None = None
     service_e2e_s: float | None = None
     """What the reference takes for it from its arrival on, dilated as arrivals are; None without one."""
+    follows: str | None = None
+    """Sent only when that request of its wave has ended, ``think_s`` later; None: at its arrival."""
+    think_s: float = 0.0
     pace_tick_s: float | None = None
     """Its tokens come no sooner than the reference's, in ticks of this length; None: as fast as the
     engine can."""
@@ -386,6 +389,8 @@ class WorkloadFacts:
     dilation: float = 1.0
     class_rules: Mapping[str, str] = field(default_factory=dict)
     """Class name → the rule that names it, as text."""
+    is_closed_loop: bool = False
+    """Turns of a session were sent when the one before was answered."""
     reference: str | None = None
     """Whose service times the states in flight are held against, in words; None: nobody's."""
     windows: tuple[WindowFacts, ...] = ()

@@ -7,7 +7,6 @@ what is due, writes down what the engine says, and never decides what a figure m
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -28,6 +27,7 @@ from memplan.records import (
     Sample,
 )
 from memplan.wear import Limit, Wear
+from memplan.workload.due import Due
 from memplan.workload.ladder import Wave
 from memplan.workload.prompts import prompt_token_ids
 
@@ -76,11 +76,12 @@ def replay(
 ) -> RunEnd:
     """Runs the waves in order and returns the end that was recorded.
 
-    Within a wave requests are sent at their times, whatever the engine does (open loop); the next
-    wave starts when the last one has ended. ``open_engine`` gets the number of the engine start.
-    An engine that dies is started again ``restarts`` times at most; then the run ends. One in which
-    ``recycle_after`` requests have ended, or which has grown by ``recycle_after_bytes``, gets no more;
-    when it has none in flight it is stopped, and a fresh one goes on with the queue.
+    Within a wave requests are sent at their times, whatever the engine does (open loop), but for those
+    that follow another (closed loop); the next wave starts when the last one has ended. ``open_engine``
+    gets the number of the engine start. An engine that dies is started again ``restarts`` times at
+    most; then the run ends. One in which ``recycle_after`` requests have ended, or which has grown by
+    ``recycle_after_bytes``, gets no more; when it has none in flight it is stopped, and a fresh one goes
+    on with the queue.
     """
     writer.schedule([request for wave in waves for request in wave.requests])
     run = EngineRun(
@@ -135,6 +136,7 @@ class EngineRun:
         self.facts: EngineFacts | None = None
         self._engine_starts = 0
         self.outstanding: dict[str, tuple[Request, RequestRecord]] = {}
+        self._due = Due((), 0.0)
         self._next_sample_s = 0.0
         self.is_dead = False
         """The engine is, and was not started again."""
@@ -155,27 +157,30 @@ class EngineRun:
             self.start_engine(wave)
         self._watcher.wave_started(wave)
         began_s = self._now_s()
-        pending = deque(wave.requests)
-        prompt = self._prompt(pending)
+        pending = self._due = Due(wave.requests, began_s)
+        ready: tuple[str, list[int]] | None = None
         while (pending or self.outstanding) and not self.is_over:
             if self.is_dead:
-                self._restart_engine(wave, [began_s + one.arrival_s for one in pending])
+                self._restart_engine(wave, pending.times_s)
                 continue
             if self._wear.reached and not self.outstanding:
                 self._recycle_engine(wave)
                 continue
             engine = self.opened()
             now_s = self._now_s()
-            sendable = deque[Request]() if self._wear.reached else pending
-            while sendable and began_s + sendable[0].arrival_s <= now_s:
-                request = sendable.popleft()
-                self.send(engine, request, prompt, began_s + request.arrival_s)
-                prompt = self._prompt(pending)
+            may_send = not self._wear.reached
+            while may_send and pending and pending.next_s <= now_s:
+                request, due_s = pending.pop()
+                prompt = self._prompt(request, ready)
+                self.send(engine, request, prompt, due_s)
                 now_s = self._now_s()
+            if pending and (ready is None or ready[0] != pending.next.request_id):
+                # Made before it is due, so that making it delays nothing.
+                ready = pending.next.request_id, self._prompt(pending.next, None)
             self.sample_if_due(now_s)
             due_s = self._next_sample_s
-            if sendable:
-                due_s = min(due_s, began_s + sendable[0].arrival_s)
+            if may_send and pending:
+                due_s = min(due_s, pending.next_s)
             self.take(engine.poll(max(0.0, due_s - self._now_s())))
         if not self.is_dead:
             # Marks of the whole life go with the engine.
@@ -246,11 +251,12 @@ class EngineRun:
         assert self._engine is not None
         return self._engine
 
-    def _prompt(self, pending: deque[Request]) -> list[int]:
-        """The next prompt, made before it is due, so that making it delays nothing."""
+    def _prompt(self, request: Request, ready: tuple[str, list[int]] | None) -> list[int]:
+        """Taken where it is ``ready``: (id, tokens)."""
+        if ready is not None and ready[0] == request.request_id:
+            return ready[1]
         assert self.facts is not None
-        vocab_tokens = self.facts.vocab_tokens
-        return prompt_token_ids(pending[0], vocab_tokens=vocab_tokens) if pending else []
+        return prompt_token_ids(request, vocab_tokens=self.facts.vocab_tokens)
 
     def _restart_engine(self, wave: Wave, intended_s: Sequence[float]) -> None:
         """A new engine for a dead one, with the times of what is still to be sent.
@@ -324,6 +330,7 @@ class EngineRun:
         self._wear.request_ended()
         request, sent = self.outstanding.pop(record.request_id)
         whole = replace(record, intended_s=sent.intended_s, sent_s=sent.sent_s)
+        self._due.ended(record.request_id, self._now_s() if record.end_s is None else record.end_s)
         self._writer.request(whole)
         self._watcher.request_ended(request)
         self._heard(whole)
@@ -336,6 +343,7 @@ class EngineRun:
         lost = list(self.outstanding)
         for _, record in self.outstanding.values():
             failed = replace(record, outcome="failed", reason=word, end_s=now_s)
+            self._due.ended(failed.request_id, now_s)
             self._writer.request(failed)
             self._heard(failed)
         self.outstanding.clear()

@@ -65,6 +65,12 @@ def replay(
         bool,
         typer.Option("--pace", help="Hold answers to the reference's pace: same states in flight."),
     ] = False,
+    closed_loop: Annotated[
+        bool,
+        typer.Option(
+            "--closed-loop", help="Send a session's turn when the one before it has been answered."
+        ),
+    ] = False,
     share: Annotated[
         str, typer.Option(help="One of N replicas' share, such as 1/8, as a router would give it.")
     ] = "1/1",
@@ -102,6 +108,12 @@ def replay(
     deployment = variant_of(load_deployment(model_yaml(model, trace)), variant)
     if deployment.pools:
         _refuse_with_pools(restart_engine=restart_engine, repeat=repeat, quality=quality)
+    if closed_loop and (pace or within or deployment.pools):
+        raise InputError(
+            "--closed-loop: a turn waits for an answer of one engine, as fast as that is; got --pace, "
+            "--within, or a model.yaml with pools",
+            hint="leave these out, or --closed-loop",
+        )
     deployment = limited(deployment, memory_limit)
     against = _against(deployment, reference, within, pace=pace, repeat=repeat)
     replicas = replicas_of(share)
@@ -131,6 +143,7 @@ def replay(
         repeats=repeat,
         replicas=replicas,
         against=against,
+        closed_loop=closed_loop,
     )
     wanted = quality or prompts is not None
     builtin = builtin_path("quality_text.txt")

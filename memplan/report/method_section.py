@@ -221,7 +221,8 @@ def _workload_facts(header: RunHeader) -> tuple[Fact, ...]:
         Fact(name="span", text=seconds_text(workload.span_s)),
         Fact(
             name="scaling",
-            text=f"lengths × {workload.length_scale:g}, time × {workload.dilation:g}",
+            text=f"lengths × {workload.length_scale:g}, time × {workload.dilation:g}"
+            + (", turns sent when the one before was answered" if workload.is_closed_loop else ""),
         ),
         *(Fact(name=f"class {name}", text=rule) for name, rule in workload.class_rules.items()),
     )
