@@ -7,7 +7,7 @@ Pure arithmetic over arrays, used to foretell a replay and to judge it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,16 @@ class Life:
             input_tokens=self.input_tokens + grown,
             output_tokens=self.output_tokens - grown,
         )
+
+    def until(self, at_s: float) -> Life:
+        """As it was until a time, at which it ends; its answer grows as fast as it did."""
+        if self.end_s <= at_s:
+            return self
+        first_s = self.start_s + self.prefill_s
+        if at_s <= first_s:
+            return replace(self, prefill_s=at_s - self.start_s, end_s=at_s, output_tokens=1)
+        grown = round(self.output_tokens * (at_s - first_s) / (self.end_s - first_s))
+        return replace(self, end_s=at_s, output_tokens=max(1, grown))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

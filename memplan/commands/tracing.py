@@ -124,6 +124,30 @@ def synth(
     print(f"{target}: {made.rows_kept:,} rows over {made.span_s:,.0f} s, made up ({shape})")
 
 
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Of ServeGen's tables, one pair for each client.")],
+    target: Annotated[Path, typer.Argument(help="File to write, in memplan.trace.v1.")],
+    start: Annotated[
+        str, typer.Option("--from", help="Time of the clients' day, such as 12h.")
+    ] = "0s",
+    end: Annotated[str, typer.Option("--to", help="Until, such as 13h.")] = "24h",
+    seed: Annotated[int, typer.Option(help="Everything follows from it.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Draws requests from ServeGen's rates and lengths: a sample, and no log.
+
+    Example: memplan trace sample data/reason/deepseek-r1 noon.jsonl --from 12h --to 13h
+    """
+    from memplan.units import parse_seconds
+    from memplan.workload.servegen import sample_servegen
+    from memplan.workload.trace import write_trace
+
+    made = sample_servegen(folder, parse_seconds(start), parse_seconds(end), seed=seed)
+    write_trace(target, made, overwrite=force)
+    print(f"{target}: {made.rows_kept:,} rows over {made.span_s:,.0f} s, drawn with seed {seed}")
+
+
 @app.command("slice")
 def slice_(
     trace: Annotated[Path, typer.Argument(help="A trace of any known format; .gz and .zst too.")],

@@ -47,7 +47,8 @@ def judged_requests(
 ) -> tuple[tuple[Request, ...], tuple[WindowFacts, ...]]:
     """The requests of all windows, each window a wave, and what the windows are. A request that is in
     two of them is sent in both, under ids of its own. What was in service when a window began is sent
-    before it: from its arrival on, or, where the engine's speed is known, what is left of it.
+    before it: from its arrival on, or, where the engine's speed is known, what is left of it. What is
+    in service when a window ends, ends with it.
 
     Raises InputError where a row has no service time, or the engine can never keep the pace.
     """
@@ -104,6 +105,8 @@ def judged_requests(
         sent += zip(named[arriving], lives[arriving], strict=True)
         if not sent:
             continue
+        if len(chosen) > 1:
+            sent = [_until(row, life, window.end_s, classes) for row, life in sent]
         wave = TRACE_WAVE if len(chosen) == 1 else f"window {number}"
         planned = plan_requests(
             replace(trace, rows=tuple(row for row, _ in sent)),
@@ -137,6 +140,15 @@ def judged_requests(
             )
         )
     return tuple(requests), tuple(windows)
+
+
+def _until(
+    row: TraceRow, life: Life, end_s: float, classes: Sequence[ClassSpec]
+) -> tuple[TraceRow, Life]:
+    """What a window sees of a request, which would keep the engine long after the window is over."""
+    cut = life.until(end_s)
+    label = row.class_label or class_of_row(classes, row)
+    return replace(row, output_tokens=cut.output_tokens, class_label=label), cut
 
 
 def _loaded(

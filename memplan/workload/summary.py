@@ -52,8 +52,8 @@ def summarise_trace(
 def _made_up(head: TraceHead) -> Finding:
     return Finding(
         code="made_up",
-        text=f"It is made up: {head.written_from}, by memplan trace synth.",
-        hint="Let no budget rest on it alone: it strains one thing, and is nobody's traffic.",
+        text=f"It is made up: {head.written_from}.",
+        hint="Let no budget rest on it alone: it is nobody's traffic.",
     )
 
 

@@ -159,6 +159,7 @@ def test_what_was_in_service_when_a_window_begins_is_there(
         wanted = states_of(whole, window.trace_start_s, window.trace_end_s, 200)
         assert found.running.tolist() == wanted.running.tolist()
         assert found.kv_tokens == pytest.approx(wanted.kv_tokens, rel=0.01, abs=len(sent))
+        assert max(one.end_s for one in lives) <= window.end_s + 1e-6
         # Loaded ones are read before it begins, and are not sent from their arrival on.
         read_s = sum(one.input_tokens for one in sent if one.arrival_s == 0) / 4000
         assert speed is None or window.start_s >= min(1.0, read_s)

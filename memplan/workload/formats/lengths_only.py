@@ -53,7 +53,7 @@ def _is_bare(cells: Sequence[str]) -> bool:
 def _servegen_rows(lines: Lines, reading: Reading) -> Iterator[Timed]:
     raise InputError(
         f"{reading.path}: ServeGen's chunk tables are parameters of a generator, not a log of requests",
-        hint="sample them with ServeGen itself, and give its output as --format mooncake",
+        hint="memplan trace sample FOLDER sampled.jsonl makes requests of all clients of its folder",
     )
 
 
