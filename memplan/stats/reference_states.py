@@ -17,7 +17,14 @@ from memplan.in_flight import (
     states_of,
     wasserstein,
 )
-from memplan.records import EngineFacts, Recording, Request, Segment, WindowFacts
+from memplan.records import (
+    EngineFacts,
+    Recording,
+    Request,
+    RequestRecord,
+    Segment,
+    WindowFacts,
+)
 from memplan.stats.summary import ReferenceFit, StateFigures, StateFit
 
 WARN_RATIO, REFUSE_RATIO = 0.1, 0.25
@@ -41,7 +48,17 @@ def reference_fit(recording: Recording) -> ReferenceFit | None:
         start_s, end_s = began_s + window.start_s, began_s + window.end_s
         lives = [life for one in requests if (life := _life(one, began_s)) is not None]
         expected.append(states_of(lives, start_s, end_s, grid))
-        reached.append(_reached(recording.segments, engines, start_s, end_s, workload.length_scale))
+        served = [recording.outcomes[one.request_id] for one in requests]
+        # The next window's requests come as soon as the last one of this has ended.
+        over_s = max((end_s if one.end_s is None else one.end_s for one in served), default=end_s)
+        until_s = min(end_s, over_s)
+        reached.append(
+            _reached(recording.segments, engines, start_s, until_s, workload.length_scale)
+        )
+        empty_s = _empty_s(served, start_s, end_s)
+        if empty_s > 0:
+            zero = np.zeros(1)
+            reached.append(States(running=zero, kv_tokens=zero, lasted_s=np.array([empty_s])))
     theirs, ours = joined(expected), joined(reached)
     if theirs.is_empty or ours.is_empty:
         return None
@@ -87,6 +104,18 @@ def _life(request: Request, began_s: float) -> Life | None:
     )
 
 
+def _empty_s(served: Sequence[RequestRecord], start_s: float, end_s: float) -> float:
+    """Time between two in which none of these was with the engine, which then closes no segments."""
+    empty_s, free_s = 0.0, start_s
+    for one in sorted(
+        (one for one in served if one.sent_s is not None), key=lambda one: one.sent_s or 0.0
+    ):
+        sent_s = one.sent_s or 0.0
+        empty_s += max(0.0, min(sent_s, end_s) - free_s)
+        free_s = max(free_s, end_s if one.end_s is None else one.end_s)
+    return empty_s + max(0.0, end_s - free_s)
+
+
 def _reached(
     segments: Sequence[Segment],
     engines: dict[int, EngineFacts],
@@ -94,11 +123,12 @@ def _reached(
     end_s: float,
     length_scale: float,
 ) -> States:
-    """Of the part of each segment that lies between the times, in tokens of the trace."""
+    """Of the part that lies between the times of each segment in which there were requests, in tokens
+    of the trace."""
     running, kv_tokens, lasted_s = [], [], []
     for one in segments:
         lasted = min(one.end_s, end_s) - max(one.start_s, start_s)
-        if lasted <= 0:
+        if lasted <= 0 or not one.in_flight:
             continue
         engine = engines.get(one.engine_start)
         per_token = engine.kv_bytes_per_token if engine else 0

@@ -160,3 +160,24 @@ def test_what_cannot_be_asked_is_said(
 ) -> None:
     assert run(["replay", str(folder / "trace.jsonl"), *options]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_windows_in_which_little_comes_count_the_time_without_any(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wave ends with its last request, and its window's rest is not the next wave's time."""
+    rows = [
+        {"timestamp": at * 9000 + at % 3 * 700, "input_length": 400, "output_length": 60}
+        for at in range(120)
+    ]
+    (folder / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = replayed(folder, capsys, "--pace", "--within", "60s")
+    fit = fit_of(document)
+    assert len(fit["windows"]) >= 3
+    assert fit["running"]["reference"]["mean"] < 0.5
+    assert fit["running"]["w1_ratio"] < 0.05
+    assert fit["kv_tokens"]["w1_ratio"] < 0.1
+    windows = read_run(folder / "run").header.workload.windows
+    assert fit["judged_s"] == pytest.approx(
+        sum(one.end_s - one.start_s for one in windows), rel=0.01
+    )
