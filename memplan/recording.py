@@ -1,8 +1,8 @@
 """A run folder: written append-only while a run is measured, and read again by everything else.
 
 header.json first, then one JSON line per request, segment and event, unbuffered, so that a killed
-process loses at most the line it was writing; samples go to an Arrow IPC stream, flushed every
-second. A torn tail is dropped and becomes a Finding. Files are never edited, only read again.
+process loses at most the line it was writing; samples are written every second. A torn tail is
+dropped and becomes a Finding. Files are never edited, only read again.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from memplan.records import (
     Segment,
     Witness,
 )
+from memplan.timeline import TimelineLines, samples_of
 from memplan.witness_file import read_witness
 
 HEADER, SCHEDULE, REQUESTS = "header.json", "schedule.jsonl", "requests.jsonl"
-SEGMENTS, EVENTS, TIMELINE = "segments.jsonl", "events.jsonl", "timeline.arrow"
+SEGMENTS, EVENTS, TIMELINE = "segments.jsonl", "events.jsonl", "timeline.jsonl"
 WITNESS, ENGINE_LOG = "witness.bin", "engine.log"
 REPORT = "report.html"
 """Where `memplan report` puts the page of a run, unless told otherwise."""
@@ -67,9 +68,8 @@ class RunWriter:
             self._requests = open_append(folder / REQUESTS)
             self._segments = open_append(folder / SEGMENTS)
             self._events = open_append(folder / EVENTS)
-        from memplan.timeline import TimelineWriter  # noqa: PLC0415 - now, not inside a measured second
-
-        self._timeline = TimelineWriter(folder / TIMELINE)
+            self._timeline = open_append(folder / TIMELINE)
+        self._lines = TimelineLines()
         self._samples: list[Sample] = []
         self.sample_count = 0
 
@@ -117,16 +117,14 @@ class RunWriter:
             return
         samples, self._samples = self._samples, []
         with told(self.folder):
-            self._timeline.write(samples)
+            write_all(self._timeline, self._lines.of(samples))
 
     def close(self) -> None:
         """Closes the files; the folder stays readable whatever happened before."""
         try:
             self.flush_samples()
-            with told(self.folder):
-                self._timeline.close()
         finally:
-            for fd in (self._requests, self._segments, self._events):
+            for fd in (self._requests, self._segments, self._events, self._timeline):
                 os.close(fd)
 
     def _event(
@@ -141,17 +139,13 @@ class RunWriter:
 
 def read_run(folder: Path) -> Recording:
     """A finished, interrupted or cut-off run. Raises RecordingError when there is no run to read."""
-    from memplan.timeline import read_timeline  # noqa: PLC0415 - pyarrow, for this one verb
-
     header = _read_header(folder)
     findings: list[Finding] = []
     requests = tuple(_read_lines(folder / SCHEDULE, Request, findings))
     records = {r.request_id: r for r in _read_lines(folder / REQUESTS, RequestRecord, findings)}
     segments = tuple(_read_lines(folder / SEGMENTS, Segment, findings))
     events = _read_events(folder / EVENTS, findings)
-    samples, is_whole = read_timeline(folder / TIMELINE)
-    if not is_whole:
-        findings.append(_torn(TIMELINE))
+    samples = _read_timeline(folder / TIMELINE, findings)
     witness = _read_witness(folder / WITNESS, findings)
     if events.end is None:
         findings.append(
@@ -295,7 +289,22 @@ def _read_lines(path: Path, cls: type[T], findings: list[Finding]) -> Iterator[T
         yield build(cls, raw)
 
 
+def _read_timeline(path: Path, findings: list[Finding]) -> tuple[Sample, ...]:
+    try:
+        return tuple(samples_of(_whole_lines(path, list, findings)))
+    except ValueError as error:
+        raise RecordingError(
+            f"{path}: a sample of this run cannot be read: {error}",
+            hint="the file was changed after the run; replay again",
+        ) from error
+
+
 def json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
+    """Objects, one a line; see ``_whole_lines``."""
+    return _whole_lines(path, dict, findings)
+
+
+def _whole_lines(path: Path, kind: type[T], findings: list[Finding]) -> Iterator[T]:
     """Whole lines; a last line that was being written when the run died is dropped and said."""
     try:
         opened = path.open("rb")
@@ -308,7 +317,7 @@ def json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
     with opened as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield _json_object(line)
+                yield _json_value(line, kind)
             except ValueError as error:
                 if lines.read(1):
                     raise RecordingError(
@@ -318,10 +327,12 @@ def json_lines(path: Path, findings: list[Finding]) -> Iterator[dict[str, Any]]:
                 findings.append(_torn(path.name))
 
 
-def _json_object(line: bytes) -> dict[str, Any]:
+def _json_value(line: bytes, kind: type[T]) -> T:
     raw = json.loads(line)
-    if not isinstance(raw, dict):
-        raise ValueError(f"got {type(raw).__name__}, expected an object")
+    if not isinstance(raw, kind):
+        raise ValueError(
+            f"got {type(raw).__name__}, expected an {'array' if kind is list else 'object'}"
+        )
     return raw
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-SCHEMA = "memplan.recording/1"
+SCHEMA = "memplan.recording/2"
 GATEWAY_SCHEMA = "memplan.gateway/1"
 CUDA_SNAPSHOT = "cuda_snapshot.pickle"
 """The one file of a run folder that the engine writes, beside its log: what lived on the device at its

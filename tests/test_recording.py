@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import tempfile
 import types
@@ -243,7 +244,7 @@ def test_a_whole_run_has_no_finding_of_its_reading(cut_run: CutRun) -> None:
     assert cut_run.whole.findings == (DOUBT,)
 
 
-@pytest.mark.parametrize("name", [SCHEDULE, REQUESTS, SEGMENTS, EVENTS])
+@pytest.mark.parametrize("name", [SCHEDULE, REQUESTS, SEGMENTS, EVENTS, TIMELINE])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_file_of_lines_cut_at_any_byte_loses_its_last_line_only(
@@ -256,25 +257,10 @@ def test_a_file_of_lines_cut_at_any_byte_loses_its_last_line_only(
     assert read.requests == whole.requests[: len(read.requests)]
     assert read.segments == whole.segments[: len(read.segments)]
     assert read.engines == whole.engines[: len(read.engines)]
+    assert read.samples == whole.samples[: len(read.samples)]
     assert ("run_cut_off" in codes(read)) == (read.end is None)
     assert (read.end is None) == (name == EVENTS and size < cut_run.size(name) - 1)
     assert summarise(read).findings
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_a_timeline_cut_at_any_byte_keeps_its_first_samples(
-    cut_run: CutRun, data: st.DataObject
-) -> None:
-    read = cut_run.read_cut(TIMELINE, data.draw(st.integers(0, cut_run.size(TIMELINE) - 1)))
-    assert read.samples == cut_run.whole.samples[: len(read.samples)]
-    assert set(codes(read)) <= {"doubt", "torn_tail"}
-
-
-def test_a_timeline_cut_inside_a_batch_is_said_to_be(cut_run: CutRun) -> None:
-    read = cut_run.read_cut(TIMELINE, cut_run.size(TIMELINE) - 100)
-    assert "torn_tail" in codes(read)
-    assert 0 < len(read.samples) < len(cut_run.whole.samples)
 
 
 @settings(max_examples=40, deadline=None)
@@ -356,6 +342,26 @@ def test_a_line_broken_in_the_middle_is_named(run_folder: Path, name: str, line:
     lines = (run_folder / name).read_text().splitlines()
     (run_folder / name).write_text("\n".join([lines[0], line, *lines[1:]]) + "\n")
     with pytest.raises(RecordingError, match=rf"{name}:2: broken in the middle"):
+        read_run(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "timeline.jsonl:2: broken in the middle"),
+        ("5", "timeline.jsonl:2: broken in the middle: got int, expected an array"),
+        ("{}", "timeline.jsonl:2: broken in the middle: got dict, expected an array"),
+        ("[]", "a sample of this run cannot be read"),
+        ("[1.5]", "a sample of this run cannot be read"),
+        ("[1.5,2,3,4,5,6]", "a sample of this run cannot be read"),
+    ],
+)
+def test_a_timeline_changed_in_the_middle_is_an_explained_failure(
+    run_folder: Path, line: str, words: str
+) -> None:
+    lines = (run_folder / TIMELINE).read_text().splitlines()
+    (run_folder / TIMELINE).write_text("\n".join([lines[0], line, *lines[1:]]) + "\n")
+    with pytest.raises(RecordingError, match=re.escape(words)):
         read_run(run_folder)
 
 
