@@ -481,9 +481,12 @@ def test_a_disk_full_of_samples_is_told_in_a_sentence_by_flush_and_by_close(tmp_
             for number in range(100):
                 for sample in samples(*range(200)):
                     writer.sample(Sample(t_s=sample.t_s + 20 * number, values=sample.values))
+        writer.sample(Sample(t_s=9e9, values={}))
         with pytest.raises(RecordingError, match="cannot write the run"):
             writer.close()
-    assert len(read_run(tmp_path / "run").samples) > 10
+    read = read_run(tmp_path / "run")
+    assert len(read.samples) > 10
+    assert "torn_tail" in codes(read)
 
 
 def test_a_disk_too_full_for_a_header_is_told_in_a_sentence(tmp_path: Path) -> None:
