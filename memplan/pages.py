@@ -70,9 +70,19 @@ class PageMap:
                 self.can_scan = False  # a kernel before 6.7
         return self._read(start, end, anonymous_only=anonymous_only)
 
+    def resident_regions(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The resident anonymous pages of [start, end), which are whole pages, as ascending ranges.
+
+        Raises OSError before Linux 6.7.
+        """
+        return self._scanned(start, end, _IS_ZERO_PAGE | _IS_FILE)
+
     def _scan(self, start: int, end: int, *, anonymous_only: bool) -> int:
         inverted = _IS_ZERO_PAGE | (_IS_FILE if anonymous_only else 0)
-        total = 0
+        return sum(last - first for first, last in self._scanned(start, end, inverted))
+
+    def _scanned(self, start: int, end: int, inverted: int) -> Iterator[tuple[int, int]]:
+        """[first, last) of present pages, but for those of a kind in ``inverted``."""
         while start < end:
             request = bytearray(
                 _SCAN.pack(
@@ -81,10 +91,9 @@ class PageMap:
                 )
             )  # fmt: skip
             count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, request)
-            for first in range(0, 3 * count, 3):
-                total += self._regions[first + 1] - self._regions[first]
+            found = self._regions[: 3 * count]
+            yield from zip(found[::3], found[1::3], strict=True)
             start = _SCAN.unpack(request)[_WALK_END]
-        return total
 
     def _read(self, start: int, end: int, *, anonymous_only: bool) -> int:
         """One 8-byte entry a page: bit 63 present, bit 61 file or shared."""

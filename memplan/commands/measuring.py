@@ -102,7 +102,6 @@ def replay(
     from memplan.builtin import builtin_path, model_yaml
     from memplan.jobs import limited, probe_waves, text_to_score, trace_waves, variant_of
     from memplan.quality import quality_meter
-    from memplan.results import print_runs, read_gateways, read_runs
     from memplan.specs import load_deployment
 
     deployment = variant_of(load_deployment(model_yaml(model, trace)), variant)
@@ -153,6 +152,9 @@ def replay(
         _measured(
             "replay", deployment, workload, folder, sample_period, force, restarts, repeat, meter
         )
+    # Only now: what summarises and prints takes 7 MiB of the process that sends.
+    from memplan.results import print_runs, read_gateways, read_runs
+
     found = read_runs([folder])
     print_runs(found, as_json=as_json, gateways=read_gateways([folder]))
     _say_how_it_ended(folder, found)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from memplan.engines.allocator import heap_gauges
+from memplan.engines.allocator.mapped_chunks import Chunk, mapped_chunks
 from memplan.pages import Area, PageMap, areas
 
 # glibc maps a thread's arena in heaps of this size, aligned to it (HEAP_MAX_SIZE, malloc/arena.c).
@@ -35,15 +36,19 @@ class HostComposition:
         self._interpreter_bytes = interpreter_bytes
         self._arenas: tuple[Area, ...] = ()
         self._arenas_bytes = -1
+        self._mapped: tuple[Chunk, ...] = ()
+        self._mapped_bytes = -1
 
     def read(self) -> Mapping[str, int]:
         """Gauges in bytes: ``engine.kv_resident``, ``host.interpreter``, ``host.heap_used`` and
-        ``host.heap_free``: resident, and of no use to anyone. A part without a source is absent."""
+        ``host.heap_free``: resident, and of no use to anyone; ``host.heap_untouched``: the part of used
+        that was never written to. A part without a source is absent."""
         gauges = dict(heap_gauges())
         if "host.heap_arenas" in gauges:
             in_arenas = gauges["host.heap_used"] - gauges["host.heap_mapped"]
             resident = self._arena_pages(gauges["host.heap_arenas"])
             gauges["host.heap_free"] = max(0, resident - in_arenas)
+            gauges |= self._untouched(gauges["host.heap_mapped"])
         if self._pool is not None:
             gauges["engine.kv_resident"] = self._pages.resident_bytes(*self._pool)
         if self._interpreter_bytes is not None:
@@ -58,6 +63,16 @@ class HostComposition:
             for area in areas()
             if area.is_file and "p" in area.permissions
         )
+
+    def _untouched(self, mapped_bytes: int) -> Mapping[str, int]:
+        """Of chunks that malloc mapped one by one. Looked up again when there are others."""
+        if mapped_bytes != self._mapped_bytes:
+            self._mapped_bytes = mapped_bytes
+            self._mapped = mapped_chunks(self._pages, areas(), mapped_bytes)
+        if not self._mapped:
+            return {}
+        resident = sum(self._pages.resident_bytes(start, end) for start, end in self._mapped)
+        return {"host.heap_untouched": mapped_bytes - resident}
 
     def _arena_pages(self, arenas_bytes: int) -> int:
         """Resident bytes of malloc's arenas. Where they lie is looked up again when they grew."""

@@ -17,7 +17,7 @@ BY_PAGES = (
     "weights: resident pages of the parameters (after warm-up); kv: resident pages of the pool; "
     "activations: tensors live at the step's peak and not at its end, or a lower bound where they are "
     "not counted; runtime: files and private pages of libraries, Python's arenas, what malloc handed "
-    "out beside weights; slack: resident pages of malloc's arenas that nobody uses; page cache: mapped "
+    "out beside weights, but for mapped chunks that nobody wrote to; slack: resident pages of malloc's arenas that nobody uses; page cache: mapped "
     "file pages that are neither weights nor there at idle"
 )
 BY_DIFFERENCE = (
@@ -132,7 +132,9 @@ def _named_runtime(engine: EngineFacts, composed: Mapping[str, int]) -> Mapping[
         - idle.get("engine.weights_resident_mapped", 0)
         - _stale_file_bytes(engine),
         "library data": idle.get("host.library_data", 0),
-        "library heap": composed.get("host.heap_used", 0) - in_heap,
+        "library heap": composed.get("host.heap_used", 0)
+        - composed.get("host.heap_untouched", 0)
+        - in_heap,
         "interpreter": composed.get("host.interpreter", 0),
         "adapters": composed.get("engine.adapters", 0) if engine.device == "cpu" else 0,
         "kept buffers": composed.get("engine.buffers", 0),

@@ -114,8 +114,11 @@ def test_loading_a_quantized_form_peaks_where_it_stays(starts: Any, form: str, l
 def test_read_quantized_weights_are_private_and_answer_the_same(starts: Any) -> None:
     mapped, read = starts(weights="int4"), starts(weights="int4", load="read")
     assert read.facts.weights_mapped_bytes == read.facts.idle["engine.weight_files_resident"] == 0
+    weights = read.facts.weights_bytes
+    assert read.facts.idle["engine.weights_resident_heap"] == pytest.approx(weights, rel=0.001)
+    # Two processes' heaps differ by some MB, and reading leaves some free.
     grown = read.facts.idle["host.anon"] - mapped.facts.idle["host.anon"]
-    assert grown == pytest.approx(read.facts.weights_bytes, rel=0.05)
+    assert weights - 4 * MIB < grown < weights + 12 * MIB
     assert mapped.answer.output_digest == read.answer.output_digest
 
 
@@ -286,10 +289,15 @@ def test_a_step_holds_one_streamed_layer_and_tells_what_it_cost(starts: Any) -> 
     assert all(one.gauges["engine.weights_stream_us"] > 0 for one in steps)
     (layer,) = {one.gauges["engine.weights_passing"] for one in steps}
     assert layer == pytest.approx(away / 30, rel=0.001)
-    lower = max(one.peak["host.hwm"] for one in plain.segments if one.kind == "step") - max(
-        one.peak["host.hwm"] for one in steps
-    )
-    assert lower == pytest.approx(away - layer, rel=0.03)
+
+    def reach(of: Started) -> int:
+        """Of the highest step, without anonymous memory: two processes' heaps differ by some MB."""
+        highest = max(
+            (one for one in of.segments if one.kind == "step"), key=lambda one: one.peak["host.hwm"]
+        )
+        return highest.peak["host.hwm"] - highest.gauges["host.anon"]
+
+    assert reach(plain) - reach(streamed) == pytest.approx(away - layer, rel=0.03)
 
 
 def test_layers_in_memory_of_the_engines_own_cannot_be_streamed(bf16_folder: Path) -> None:

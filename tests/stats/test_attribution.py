@@ -321,6 +321,19 @@ def by_pages(idle: dict[str, int] = IDLE_BY_PAGES, **peak: int) -> Attribution:
     return made
 
 
+def test_what_malloc_handed_out_and_nobody_wrote_to_is_no_runtime() -> None:
+    worst = segment(
+        end_s=7.0,
+        peak={"host.hwm": 378 * MIB},
+        gauges={"host.rss": 372 * MIB, **COMPOSED, "host.heap_untouched": 17 * MIB},
+    )
+    made = host_attribution([worst], engine(idle=IDLE_BY_PAGES), composed=worst.gauges)
+    assert made is not None
+    assert by_pages().runtime_bytes - made.runtime_bytes == 17 * MIB
+    assert sum(made.runtime_parts.values()) == made.runtime_bytes
+    assert made.unexplained_bytes - by_pages().unexplained_bytes == 17 * MIB
+
+
 def test_counted_pages_leave_only_what_no_source_names() -> None:
     made = by_pages()
     assert made.weights_bytes == 120 * MIB
