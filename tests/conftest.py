@@ -17,15 +17,16 @@ settings.load_profile("memplan")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Live tests share one worker, because torch in two would fight over the cores. xdist's own groups
-    write to a field of items that pytest 9.2 no longer has."""
+    """Live tests of one file share a worker and what their fixtures start; the files with most tests come
+    first, so that no worker ends with a long one. xdist's own groups write to a field of items that
+    pytest 9.2 no longer has."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class LiveTogether(LoadScopeScheduling):
+    class LiveFilesTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "live" if nodeid.startswith("tests/live/") else nodeid
+            return nodeid.partition("::")[0] if nodeid.startswith("tests/live/") else nodeid
 
-    return LiveTogether(config, log)
+    return LiveFilesTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
