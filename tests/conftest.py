@@ -17,9 +17,9 @@ settings.load_profile("memplan")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Live tests of one file share a worker and what their fixtures start; the files with most tests come
-    first, so that no worker ends with a long one. xdist's own groups write to a field of items that
-    pytest 9.2 no longer has."""
+    """Live tests of one file share a worker and what their fixtures start; the files with most tests
+    come first, so that no worker ends with a long one. xdist's own groups write to a field of items
+    that pytest 9.2 no longer has."""
     from xdist.scheduler import LoadScopeScheduling
 
     class LiveFilesTogether(LoadScopeScheduling):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from memplan.engines.allocator import heap_gauges
-from memplan.engines.allocator.mapped_chunks import Chunk, mapped_chunks
+from memplan.engines.allocator.mapped_chunks import MappedChunks
 from memplan.pages import Area, PageMap, areas
 
 # glibc maps a thread's arena in heaps of this size, aligned to it (HEAP_MAX_SIZE, malloc/arena.c).
@@ -36,8 +36,7 @@ class HostComposition:
         self._interpreter_bytes = interpreter_bytes
         self._arenas: tuple[Area, ...] = ()
         self._arenas_bytes = -1
-        self._mapped: tuple[Chunk, ...] = ()
-        self._mapped_bytes = -1
+        self._mapped = MappedChunks(self._pages)
 
     def read(self) -> Mapping[str, int]:
         """Gauges in bytes: ``engine.kv_resident``, ``host.interpreter``, ``host.heap_used`` and
@@ -65,14 +64,9 @@ class HostComposition:
         )
 
     def _untouched(self, mapped_bytes: int) -> Mapping[str, int]:
-        """Of chunks that malloc mapped one by one. Looked up again when there are others."""
-        if mapped_bytes != self._mapped_bytes:
-            self._mapped_bytes = mapped_bytes
-            self._mapped = mapped_chunks(self._pages, areas(), mapped_bytes)
-        if not self._mapped:
-            return {}
-        resident = sum(self._pages.resident_bytes(start, end) for start, end in self._mapped)
-        return {"host.heap_untouched": mapped_bytes - resident}
+        """Of chunks that malloc mapped one by one."""
+        resident = self._mapped.resident_bytes(mapped_bytes)
+        return {} if resident is None else {"host.heap_untouched": mapped_bytes - resident}
 
     def _arena_pages(self, arenas_bytes: int) -> int:
         """Resident bytes of malloc's arenas. Where they lie is looked up again when they grew."""

@@ -17,8 +17,9 @@ BY_PAGES = (
     "weights: resident pages of the parameters (after warm-up); kv: resident pages of the pool; "
     "activations: tensors live at the step's peak and not at its end, or a lower bound where they are "
     "not counted; runtime: files and private pages of libraries, Python's arenas, what malloc handed "
-    "out beside weights, but for mapped chunks that nobody wrote to; slack: resident pages of malloc's arenas that nobody uses; page cache: mapped "
-    "file pages that are neither weights nor there at idle"
+    "out beside weights, less what of its mapped chunks nobody wrote to; slack: resident pages of "
+    "malloc's arenas that nobody uses; page cache: mapped file pages that are neither weights nor there "
+    "at idle"
 )
 BY_DIFFERENCE = (
     "weights: resident pages of the parameters (pagemap, after warm-up); kv: blocks written; "

@@ -8,7 +8,10 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from memplan.engines.allocator.mapped_chunks import Span, parts_outside
 from memplan.units import MIB
 
 ALLOCATE = """
@@ -64,3 +67,18 @@ def test_where_a_header_was_moved_nothing_is_claimed(found: Any) -> None:
     """realloc of an aligned chunk rewrites its inner header and leaves the first one stale."""
     assert found["moved"]["host.heap_mapped"] > found["freed"]["host.heap_mapped"]
     assert "host.heap_untouched" not in found["moved"]
+
+
+SPANS = st.sets(st.integers(0, 40), max_size=12).map(
+    lambda cuts: list(zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False))
+)
+
+
+@given(SPANS, SPANS)
+def test_parts_outside_hold_what_only_the_first_holds(spans: list[Span], known: list[Span]) -> None:
+    def places(of: list[Span]) -> list[int]:
+        return [place for start, end in of for place in range(start, end)]
+
+    outside = list(parts_outside(spans, known))
+    assert places(outside) == [place for place in places(spans) if place not in places(known)]
+    assert all(start < end for start, end in outside)

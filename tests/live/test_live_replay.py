@@ -15,11 +15,24 @@ pytestmark = pytest.mark.live
 MB = 10**6
 
 
+WORKLOADS = Path(__file__).parents[2] / "workloads"
+
+
+def model_of_one_thread(folder: Path, *, more: str = "") -> str:
+    """The built-in model.yaml: two threads wait for each other while other tests run beside them."""
+    text = (WORKLOADS / "smollm2.yaml").read_text()
+    assert "threads: 2" in text
+    (folder / "model.yaml").write_text(text.replace("threads: 2", "threads: 1") + more)
+    return str(folder / "model.yaml")
+
+
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("live") / "run"
-    trace = Path(__file__).parents[2] / "workloads" / "azure_code_2023.slice.csv"
-    options = ["--model", "smollm2", "--limit", "12", "--length-scale", "0.125"]
+    folder = tmp_path_factory.mktemp("live")
+    out = folder / "run"
+    trace = WORKLOADS / "azure_code_2023.slice.csv"
+    model = model_of_one_thread(folder)
+    options = ["--model", model, "--limit", "12", "--length-scale", "0.125"]
     assert run(["replay", str(trace), *options, "--out", str(out)]) == 0
     return out
 
@@ -87,10 +100,9 @@ def test_measuring_costs_the_engine_less_than_one_percent(replayed: Path) -> Non
     assert spent_s < 0.01 * busy_s
 
 
-def test_planted_spikes_are_seen_in_the_torch_engine(tmp_path: Path, workloads: Path) -> None:
-    model = (workloads / "smollm2.yaml").read_text()
+def test_planted_spikes_are_seen_in_the_torch_engine(tmp_path: Path) -> None:
     plant = "self_test: {spike: 150MB, hold: 3ms, count: 20, every: 150ms}\n"
-    (tmp_path / "model.yaml").write_text(model + plant)
+    model_of_one_thread(tmp_path, more=plant)
     trace = tmp_path / "trace.jsonl"
     trace.write_text(
         "".join(
@@ -116,12 +128,12 @@ def test_planted_spikes_are_seen_in_the_torch_engine(tmp_path: Path, workloads: 
 
 
 def test_the_same_lengths_reach_the_kernels_own_mark_without_resets(
-    tmp_path: Path, workloads: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All requests arrive at once, so both runs make the same batches."""
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"timestamp": 0, "input_length": 400, "output_length": 4}\n' * 4)
-    options = ["replay", str(trace), "--model", str(workloads / "smollm2.yaml"), "--out"]
+    options = ["replay", str(trace), "--model", model_of_one_thread(tmp_path), "--out"]
     assert run([*options, str(tmp_path / "reset")]) == 0
     monkeypatch.setenv("MEMPLAN_KEEP_HIGH_WATER", "1")
     assert run([*options, str(tmp_path / "kept")]) == 0
