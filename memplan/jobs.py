@@ -22,6 +22,7 @@ from memplan.workload.reference_waves import (
     mean_dilation,
     probe_requests,
 )
+from memplan.workload.retries import RetryPolicy
 from memplan.workload.scored_text import ScoredText, read_scored_text
 from memplan.workload.slicing import share_of
 from memplan.workload.trace import read_trace
@@ -90,6 +91,7 @@ def trace_waves(
     replicas: int = 1,
     against: Against | None = None,
     closed_loop: bool = False,
+    retries: RetryPolicy | None = None,
 ) -> Workload:
     """A trace as one wave, or as ``repeats`` of them, each on a fresh engine.
 
@@ -131,6 +133,11 @@ def trace_waves(
         rows = trace.rows[start_row : None if limit is None else start_row + limit]
         reference = against.reference if against is not None else None
         requests = in_turns(requests, rows, reference, dilation=dilation)
+    if retries is not None and any(request.retry_of is not None for request in requests):
+        raise InputError(
+            f"{path}: it lists its retries, and --retry would send them twice",
+            hint="leave --retry out",
+        )
     if oversize == "refuse":
         if deployment.pools:
             _refuse_without_pool(requests, deployment, path)
@@ -149,6 +156,7 @@ def trace_waves(
         dilation=mean_dilation(windows) or dilation,
         class_rules=class_rules(deployment.classes, (request.class_name for request in requests)),
         is_closed_loop=closed_loop,
+        retries=retries.text if retries is not None else None,
         reference=against.reference.text if against is not None else None,
         windows=windows,
     )
@@ -209,7 +217,11 @@ def repeated(requests: tuple[Request, ...], repeats: int) -> tuple[Wave, ...]:
                 own_id = free_id(f"{own_id}#{number}", taken)
             own_ids[request.request_id] = own_id
             follows = own_ids[request.follows] if request.follows is not None else None
-            sent.append(replace(request, request_id=own_id, wave=name, follows=follows))
+            # The first of its attempts may be a row that is not replayed.
+            retry_of = own_ids.get(request.retry_of or "", request.retry_of)
+            sent.append(
+                replace(request, request_id=own_id, wave=name, follows=follows, retry_of=retry_of)
+            )
         waves.append(Wave(name=name, fresh=True, requests=tuple(sent)))
     return tuple(waves)
 

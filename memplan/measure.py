@@ -28,6 +28,7 @@ from memplan.records import SCHEMA, Finding, RunEnd, RunHeader, WorkloadFacts
 from memplan.replay import StopFlag, Watcher, replay
 from memplan.specs import Deployment
 from memplan.workload.ladder import Wave
+from memplan.workload.retries import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Job:
     repeats: int = 1
     """How many of the waves are replays of one trace."""
     force: bool = False
+    retries: RetryPolicy | None = None
     quality: QualityMeter | None = None
     """Compares the variant's answers after the run; None leaves that out."""
 
@@ -85,6 +87,7 @@ def measure(job: Job, *, watcher: Watcher, stop: StopFlag) -> RunEnd:
             recycle_after_bytes=job.deployment.settings.recycle_after_bytes
             if job.kind == "replay"
             else None,
+            retries=job.retries,
             stop=stop,
             watcher=watcher,
         )

@@ -17,7 +17,7 @@ CUDA_SNAPSHOT = "cuda_snapshot.pickle"
 """The one file of a run folder that the engine writes, beside its log: what lived on the device at its
 peak, if it was asked to."""
 
-Outcome = Literal["completed", "failed", "rejected", "unfinished", "not_sent"]
+Outcome = Literal["completed", "failed", "rejected", "cancelled", "unfinished", "not_sent"]
 SegmentKind = Literal["start", "load", "warmup", "idle", "step", "release"]
 """release: between a step and the next, while finished requests' memory is given back."""
 EndReason = Literal["finished", "interrupted", "engine_died"]
@@ -58,6 +58,11 @@ class Request:
     service_prefill_s: float | None = None
     service_e2e_s: float | None = None
     """What the reference takes for it from its arrival on, dilated as arrivals are; None without one."""
+    cancel_after_s: float | None = None
+    """When its user gives up, after its intended send time, dilated as arrivals are; None: never."""
+    retry_of: str | None = None
+    """The first of several that ask for the same; the trace lists it, or a policy asked again."""
+    attempt: int = 1
     follows: str | None = None
     """Sent only when that request of its wave has ended, ``think_s`` later; None: at its arrival."""
     think_s: float = 0.0
@@ -108,7 +113,7 @@ class RequestRecord:
     """It was the first request, and the tokenizer was loaded for it."""
 
 
-PathOutcome = Literal["completed", "cached", "failed", "rejected", "unfinished"]
+PathOutcome = Literal["completed", "cached", "failed", "rejected", "cancelled", "unfinished"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +396,8 @@ class WorkloadFacts:
     """Class name → the rule that names it, as text."""
     is_closed_loop: bool = False
     """Turns of a session were sent when the one before was answered."""
+    retries: str | None = None
+    """The policy by which what failed or was rejected was asked again, in words; None: it was not."""
     reference: str | None = None
     """Whose service times the states in flight are held against, in words; None: nobody's."""
     windows: tuple[WindowFacts, ...] = ()

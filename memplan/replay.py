@@ -6,6 +6,8 @@ what is due, writes down what the engine says, and never decides what a figure m
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,6 +32,7 @@ from memplan.wear import Limit, Wear
 from memplan.workload.due import Due
 from memplan.workload.ladder import Wave
 from memplan.workload.prompts import prompt_token_ids
+from memplan.workload.retries import RetryPolicy
 
 
 class Watcher(Protocol):
@@ -73,6 +76,7 @@ def replay(
     restarts: int = 0,
     recycle_after: int | None = None,
     recycle_after_bytes: int | None = None,
+    retries: RetryPolicy | None = None,
 ) -> RunEnd:
     """Runs the waves in order and returns the end that was recorded.
 
@@ -81,7 +85,7 @@ def replay(
     gets the number of the engine start. An engine that dies is started again ``restarts`` times at
     most; then the run ends. One in which ``recycle_after`` requests have ended, or which has grown by
     ``recycle_after_bytes``, gets no more; when it has none in flight it is stopped, and a fresh one goes
-    on with the queue.
+    on with the queue. What failed or was rejected is asked again as ``retries`` says.
     """
     writer.schedule([request for wave in waves for request in wave.requests])
     run = EngineRun(
@@ -95,6 +99,7 @@ def replay(
         watcher,
         restarts,
         Wear(requests=recycle_after, grown_bytes=recycle_after_bytes),
+        retries=retries,
     )
     try:
         for wave in waves:
@@ -121,9 +126,11 @@ class EngineRun:
         restarts: int,
         wear: Wear,
         heard: Callable[[RequestRecord], None] = lambda _: None,
+        retries: RetryPolicy | None = None,
     ) -> None:
         """``heard`` is told what became of each request that an engine was given."""
         self._heard = heard
+        self._retries = retries
         self._open_engine = open_engine
         self._probes = probes
         self._writer = writer
@@ -137,6 +144,8 @@ class EngineRun:
         self._engine_starts = 0
         self.outstanding: dict[str, tuple[Request, RequestRecord]] = {}
         self._due = Due((), 0.0)
+        self._cancels: list[tuple[float, str]] = []
+        """A heap of when the users of outstanding requests give up."""
         self._next_sample_s = 0.0
         self.is_dead = False
         """The engine is, and was not started again."""
@@ -178,7 +187,7 @@ class EngineRun:
                 # Made before it is due, so that making it delays nothing.
                 ready = pending.next.request_id, self._prompt(pending.next, None)
             self.sample_if_due(now_s)
-            due_s = self._next_sample_s
+            due_s = min(self._next_sample_s, self.cancel_due(engine, now_s))
             if may_send and pending:
                 due_s = min(due_s, pending.next_s)
             self.take(engine.poll(max(0.0, due_s - self._now_s())))
@@ -295,6 +304,16 @@ class EngineRun:
         )
         self.outstanding[request.request_id] = (request, record)
         engine.submit(request, prompt)
+        if request.cancel_after_s is not None:
+            heapq.heappush(self._cancels, (intended_s + request.cancel_after_s, request.request_id))
+
+    def cancel_due(self, engine: Engine, now_s: float) -> float:
+        """Tells the engine of users who have given up; returns when the next one does."""
+        while self._cancels and self._cancels[0][0] <= now_s:
+            _, request_id = heapq.heappop(self._cancels)
+            if request_id in self.outstanding:
+                engine.cancel(request_id)
+        return self._cancels[0][0] if self._cancels else math.inf
 
     def sample_if_due(self, now_s: float) -> None:
         if now_s < self._next_sample_s:
@@ -330,10 +349,22 @@ class EngineRun:
         self._wear.request_ended()
         request, sent = self.outstanding.pop(record.request_id)
         whole = replace(record, intended_s=sent.intended_s, sent_s=sent.sent_s)
-        self._due.ended(record.request_id, self._now_s() if record.end_s is None else record.end_s)
         self._writer.request(whole)
-        self._watcher.request_ended(request)
         self._heard(whole)
+        if not self._asks_again(request, whole):
+            self._watcher.request_ended(request)
+
+    def _asks_again(self, request: Request, record: RequestRecord) -> bool:
+        """Whether its client does; else those that follow it may come."""
+        end_s = self._now_s() if record.end_s is None else record.end_s
+        asked = self._retries.again(request, record) if self._retries is not None else None
+        if asked is None:
+            self._due.ended(request.request_id, end_s)
+            return False
+        again, wait_s = asked
+        self._writer.scheduled(again)
+        self._due.asked_again(again, end_s + wait_s, instead_of=request.request_id)
+        return True
 
     def _died(self, death: Died) -> None:
         self.is_dead = True
@@ -341,11 +372,11 @@ class EngineRun:
         now_s = self._now_s()
         word = "oom_killed" if death.out_of_memory else "engine_died"
         lost = list(self.outstanding)
-        for _, record in self.outstanding.values():
+        for request, record in self.outstanding.values():
             failed = replace(record, outcome="failed", reason=word, end_s=now_s)
-            self._due.ended(failed.request_id, now_s)
             self._writer.request(failed)
             self._heard(failed)
+            self._asks_again(request, failed)
         self.outstanding.clear()
         self._writer.finding(
             deaths.out_of_memory(death.out_of_memory, now_s, lost)

@@ -26,6 +26,7 @@ def summary_of_values(
         completed=len(values),
         failed=0,
         rejected=0,
+        cancelled=0,
         unfinished=0,
         not_sent=0,
         reasons={},

@@ -87,6 +87,9 @@ class Standing:
         self._floor.given[-1].append(request.request_id)
         self._inner.submit(request, prompt)
 
+    def cancel(self, request_id: str) -> None:
+        self._inner.cancel(request_id)
+
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         if self._number == self._floor.dies_at and self._floor.given[-1]:
             return (Died(reason="killed by SIGKILL"),)

@@ -34,12 +34,20 @@ from memplan.errors import EngineError
 from memplan.probes import Probe
 from memplan.probes.scripted import ScriptedProbe
 from memplan.recording import RunWriter, read_run
-from memplan.records import EngineFacts, PlantedSpike, Recording, Request, Sample
+from memplan.records import (
+    EngineFacts,
+    PlantedSpike,
+    Recording,
+    Request,
+    RequestRecord,
+    Sample,
+)
 from memplan.replay import StopFlag, replay
 from memplan.stats.summarise import summarise
 from memplan.units import MIB
 from memplan.workload.ladder import Wave
 from memplan.workload.prompts import prompt_token_ids
+from memplan.workload.retries import RetryPolicy
 
 READING = {"host.rss": 15 * MIB}
 
@@ -86,6 +94,8 @@ class FakeEngine:
     def submit(self, request: Request, prompt: Sequence[int]) -> None:
         self.prompts[request.request_id] = list(prompt)
 
+    def cancel(self, request_id: str) -> None: ...
+
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         self._clock.advance_to(self._clock.now_s() + 0.1)
         return tuple(self._answers.pop(0)) if self._answers else ()
@@ -109,6 +119,7 @@ def run(
     restarts: int = 0,
     probe: Probe | None = None,
     clock: VirtualClock | None = None,
+    retries: RetryPolicy | None = None,
     **engine_settings: object,
 ) -> Recording:
     clock, log = clock or VirtualClock(), log or Log()
@@ -129,6 +140,7 @@ def run(
             epoch_s=0.0,
             sample_period_s=sample_period_s,
             restarts=restarts,
+            retries=retries,
             stop=log.stop,
             watcher=log,
         )
@@ -374,6 +386,32 @@ def test_a_restarted_engine_gets_what_came_due_meanwhile_late(tmp_path: Path) ->
     assert "2 requests came due" in read.findings[1].text
     assert read.end is not None and read.end.reason == "finished"
     assert [facts.engine_start for facts in read.engines] == [0, 1]
+
+
+def test_what_a_dead_engine_took_with_it_is_asked_again_of_the_next(tmp_path: Path) -> None:
+    def opened(clock: VirtualClock, number: int) -> Engine:
+        if number == 0:
+            return FakeEngine(clock, [Died(reason="exit code 1")])
+        done = [Ended(record=RequestRecord(request_id=f"{n}~2", outcome="completed")) for n in "ab"]
+        return FakeEngine(clock, *([] for _ in range(20)), done)
+
+    read = run(
+        tmp_path / "run",
+        [wave(request("a"), request("b"))],
+        open_engine=opened,
+        restarts=1,
+        retries=RetryPolicy(most=1, after_s=1.0),
+    )
+    ended = {name: (one.outcome, one.reason) for name, one in read.outcomes.items()}
+    assert ended == {
+        "a": ("failed", "engine_died"),
+        "b": ("failed", "engine_died"),
+        "a~2": ("completed", None),
+        "b~2": ("completed", None),
+    }
+    again, died = read.outcomes["a~2"], read.outcomes["a"]
+    assert again.intended_s is not None and died.end_s is not None
+    assert again.intended_s == pytest.approx(died.end_s + 1)
 
 
 def test_an_engine_that_dies_more_often_than_it_may_be_restarted_ends_the_run(

@@ -25,7 +25,6 @@ from memplan.errors import EngineError, GateError, InputError, RecordingError
 if TYPE_CHECKING:
     from memplan.jobs import Workload
     from memplan.measure import Job
-    from memplan.quality import QualityMeter
     from memplan.results import Found
     from memplan.specs import Deployment
     from memplan.workload.dilation import Speed
@@ -71,6 +70,13 @@ def replay(
             "--closed-loop", help="Send a session's turn when the one before it has been answered."
         ),
     ] = False,
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="Ask again what fails or is rejected: most=3,after=1s,factor=2.",
+        ),
+    ] = None,
     share: Annotated[
         str, typer.Option(help="One of N replicas' share, such as 1/8, as a router would give it.")
     ] = "1/1",
@@ -103,10 +109,14 @@ def replay(
     from memplan.jobs import limited, probe_waves, text_to_score, trace_waves, variant_of
     from memplan.quality import quality_meter
     from memplan.specs import load_deployment
+    from memplan.workload.retries import parse_retries
 
     deployment = variant_of(load_deployment(model_yaml(model, trace)), variant)
     if deployment.pools:
-        _refuse_with_pools(restart_engine=restart_engine, repeat=repeat, quality=quality)
+        _refuse_with_pools(
+            restart_engine=restart_engine, repeat=repeat, quality=quality, retry=retry
+        )
+    retries = parse_retries(retry) if retry is not None else None
     if closed_loop and (pace or within or deployment.pools):
         raise InputError(
             "--closed-loop: a turn waits for an answer of one engine, as fast as that is; got --pace, "
@@ -143,14 +153,20 @@ def replay(
         replicas=replicas,
         against=against,
         closed_loop=closed_loop,
+        retries=retries,
     )
     wanted = quality or prompts is not None
     builtin = builtin_path("quality_text.txt")
     text = text_to_score(deployment, prompts, is_wanted=wanted, builtin=builtin)
-    restarts = _RESTARTS if restart_engine else 0
     with quality_meter(text) as meter:
         _measured(
-            "replay", deployment, workload, folder, sample_period, force, restarts, repeat, meter
+            replaced(
+                _job("replay", deployment, workload, folder, sample_period, force),
+                restarts=_RESTARTS if restart_engine else 0,
+                repeats=repeat,
+                retries=replaced(retries, dilation=workload[1].dilation) if retries else None,
+                quality=meter,
+            )
         )
     # Only now: what summarises and prints takes 7 MiB of the process that sends.
     from memplan.results import print_runs, read_gateways, read_runs
@@ -191,6 +207,8 @@ def profile(
 
     Example: memplan profile model.yaml --out profile --longest 1024
     """
+    from dataclasses import replace as replaced
+
     from memplan.builtin import builtin_path, model_yaml
     from memplan.jobs import chosen_variants, ladder_waves, limited, text_to_score
     from memplan.measure import run_name
@@ -206,10 +224,13 @@ def profile(
     text = text_to_score(deployment, prompts, is_wanted=not no_quality, builtin=builtin)
     with quality_meter(text) as meter:
         jobs = [
-            _job("profile", one, ladder_waves(one, repeats, longest), parent / one.variant,
-                 sample_period, force, quality=meter)
+            replaced(
+                _job("profile", one, ladder, parent / one.variant, sample_period, force),
+                quality=meter,
+            )
             for one in chosen
-        ]  # fmt: skip
+            for ladder in [ladder_waves(one, repeats, longest)]
+        ]
         found, failed = _profiled(jobs, resume=resume)
     print_runs(found, as_json=as_json)
     if failed:
@@ -242,7 +263,7 @@ def demo(
     trace = builtin_path("azure_code_2023.slice.csv")
     workload = trace_waves(trace, deployment, limit=60, length_scale=0.5, dilation=4.0)
     folder = out or Path("memplan-runs") / run_name(deployment, "demo")
-    _measured("replay", deployment, workload, folder, "50ms", force)
+    _measured(_job("replay", deployment, workload, folder, "50ms", force))
     found = read_runs([folder])
     print_runs(found, as_json=False)
     write_report(found, folder / REPORT, nodes=None, force=True)
@@ -253,29 +274,16 @@ def demo(
 # --- steps ------------------------------------------------------------------------------------
 
 
-def _measured(
-    kind: Literal["replay", "profile"],
-    deployment: Deployment,
-    workload: Workload,
-    out: Path | None,
-    sample_period: str,
-    force: bool,
-    restarts: int = 0,
-    repeats: int = 1,
-    quality: QualityMeter | None = None,
-) -> Path:
-    """Runs one variant under one workload with progress on stderr; returns the run's folder."""
+def _measured(job: Job) -> None:
+    """Runs it with progress on stderr."""
     from memplan.gateway.measuring import measure_pools
     from memplan.measure import measure, stopping_on_signals
     from memplan.progress import ProgressWatcher
 
-    folder = out or _run_folder(deployment, kind)
-    job = _job(kind, deployment, workload, folder, sample_period, force, restarts, repeats, quality)
-    label = f"{deployment.name} {deployment.variant}"
+    label = f"{job.deployment.name} {job.deployment.variant}"
     with stopping_on_signals() as stop, ProgressWatcher(label, job.waves) as watcher:
-        run = measure_pools if deployment.pools else measure
+        run = measure_pools if job.deployment.pools else measure
         run(job, watcher=watcher, stop=stop)
-    return folder
 
 
 def _job(
@@ -285,10 +293,8 @@ def _job(
     folder: Path,
     sample_period: str,
     force: bool,
-    restarts: int = 0,
-    repeats: int = 1,
-    quality: QualityMeter | None = None,
 ) -> Job:
+    """One variant under one workload."""
     from memplan.jobs import sample_period_s
     from memplan.measure import Job
 
@@ -301,10 +307,7 @@ def _job(
         folder=folder,
         command=tuple(sys.argv[1:]),
         sample_period_s=sample_period_s(sample_period),
-        restarts=restarts,
-        repeats=repeats,
         force=force,
-        quality=quality,
     )
 
 
@@ -338,7 +341,7 @@ def _probed(
     from memplan.recording import read_run
     from memplan.workload.dilation import speed_of
 
-    _measured("replay", deployment, workload, folder, sample_period, force)
+    _measured(_job("replay", deployment, workload, folder, sample_period, force))
     speed = speed_of(read_run(folder).segments)
     if speed is None:
         raise EngineError(
@@ -394,9 +397,16 @@ def _refuse_far_states(found: list[Found]) -> None:
         raise GateError(far[0].text, hint=far[0].hint)
 
 
-def _refuse_with_pools(*, restart_engine: bool, repeat: int, quality: bool) -> None:
+def _refuse_with_pools(
+    *, restart_engine: bool, repeat: int, quality: bool, retry: str | None
+) -> None:
     """What belongs to one engine."""
-    given = (("--restart-engine", restart_engine), ("--repeat", repeat > 1), ("--quality", quality))
+    given = (
+        ("--restart-engine", restart_engine),
+        ("--repeat", repeat > 1),
+        ("--quality", quality),
+        ("--retry", retry is not None),
+    )
     asked = [name for name, is_given in given if is_given]
     if asked:
         raise InputError(

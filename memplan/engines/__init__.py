@@ -1,6 +1,6 @@
 """The engine seam: something that takes requests and says, step by step, what became of them.
 
-Four methods. A trace is open-loop, with many requests in flight at once, so running a request is
+Five methods. A trace is open-loop, with many requests in flight at once, so running a request is
 split into ``submit`` and ``poll``; a thread per request would cost memory and time of its own.
 """
 
@@ -73,6 +73,11 @@ class Engine(Protocol):
 
     def submit(self, request: Request, prompt: Sequence[int]) -> None:
         """Hands over a request with its prompt's token ids; returns at once."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Its user has given up: it ends as soon as the engine can end it, as ``cancelled``, and what it
+        holds is free. Nothing where it has ended already."""
         ...
 
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:

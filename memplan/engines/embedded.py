@@ -116,10 +116,10 @@ class EmbeddedEngine:
             "adapter": adapter_of(request, self._deployment),
             "pace": pace_of(request, time.monotonic() - self._epoch_s),
         }
-        try:
-            self._opened().post(message)
-        except ChannelClosedError:
-            return  # the next poll says that the engine died
+        self._post(message)
+
+    def cancel(self, request_id: str) -> None:
+        self._post({"type": "cancel", "request_id": request_id})
 
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         if not self._backlog:
@@ -143,6 +143,12 @@ class EmbeddedEngine:
         return events
 
     # --- steps -----------------------------------------------------------------------------
+
+    def _post(self, message: dict[str, Any]) -> None:
+        try:
+            self._opened().post(message)
+        except ChannelClosedError:
+            return  # the next poll says that the engine died
 
     def _open_group(self) -> str:
         """A control group if there can be one; says which, or why not. A limit cannot go without."""

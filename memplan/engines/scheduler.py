@@ -225,6 +225,11 @@ class Scheduler:
             sequence.computed = 0
         self._lane_of(sequence).join(sequence, now_s, in_front=True)
 
+    def find(self, request_id: str) -> Sequence | None:
+        """Among those that run or wait."""
+        known = (one for group in (self.running, self.waiting) for one in group)
+        return next((one for one in known if one.request_id == request_id), None)
+
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence that is running or waiting, whatever it has computed."""
         if sequence in self.running:

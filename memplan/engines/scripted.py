@@ -18,6 +18,7 @@ from memplan.engines.sequence import Row, Sequence
 from memplan.records import (
     EngineFacts,
     InFlight,
+    Outcome,
     Request,
     RequestRecord,
     Segment,
@@ -58,6 +59,8 @@ class ScriptedEngine:
         self._step_end_s = 0.0
         self._admitted: dict[str, float] = {}
         self._first_token: dict[str, float] = {}
+        self._cancelled: list[str] = []
+        """By their users, while a step runs."""
         self._backlog: list[EngineEvent] = []
 
     def start(self) -> EngineFacts:
@@ -111,6 +114,11 @@ class ScriptedEngine:
             )
             self._backlog.append(Ended(record=record))
 
+    def cancel(self, request_id: str) -> None:
+        self._cancelled.append(request_id)
+        if not self._rows:
+            self._end_cancelled()
+
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         deadline_s = self._now_s() + max(0.0, timeout_s)
         if not self._rows and self._scheduler.has_work:
@@ -163,7 +171,16 @@ class ScriptedEngine:
             if row.wants_token:
                 self._first_token.setdefault(row.sequence.request_id, self._step_end_s)
         for sequence in self._scheduler.retire()[0]:
-            self._backlog.append(Ended(record=self._ending(sequence)))
+            self._backlog.append(Ended(record=self._ending(sequence, "completed")))
+        self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        asked, self._cancelled = self._cancelled, []
+        for sequence in filter(None, map(self._scheduler.find, asked)):
+            self._close("idle", activations_bytes=0)
+            self._scheduler.remove(sequence)
+            self._scheduler.retire()
+            self._backlog.append(Ended(record=self._ending(sequence, "cancelled")))
 
     def _close(
         self, kind: SegmentKind, *, activations_bytes: int, rows: tuple[Row, ...] = ()
@@ -205,14 +222,14 @@ class ScriptedEngine:
         self._opened_s = now_s
         self._backlog.append(SegmentClosed(segment=segment))
 
-    def _ending(self, sequence: Sequence) -> RequestRecord:
+    def _ending(self, sequence: Sequence, outcome: Outcome) -> RequestRecord:
         return RequestRecord(
             request_id=sequence.request_id,
-            outcome="completed",
-            admitted_s=self._admitted.pop(sequence.request_id),
-            first_token_s=self._first_token.pop(sequence.request_id),
+            outcome=outcome,
+            admitted_s=self._admitted.pop(sequence.request_id, None),
+            first_token_s=self._first_token.pop(sequence.request_id, None),
             end_s=self._now_s(),
-            input_tokens_run=len(sequence.prompt),
+            input_tokens_run=min(sequence.computed, len(sequence.prompt)),
             output_tokens_run=len(sequence.output),
             output_digest=hashlib.sha256(bytes(sequence.output)).hexdigest()[:16],
             waited_s=sequence.waited_s,

@@ -67,6 +67,24 @@ class Stepper:
         self._times[sequence.request_id] = {"tokenizer_load_s": self._lazy.bring_tokenizer()}
         return []
 
+    def cancel(self, request_id: str) -> Endings:
+        """Between two steps; nothing of one that has ended."""
+        sequence = self._scheduler.find(request_id)
+        if sequence is None:
+            return []
+        self._scheduler.remove(sequence)
+        _, freed = self._scheduler.retire()
+        self._release(freed, self._in_flight(()))
+        return [
+            self._told(
+                sequence,
+                outcome="cancelled",
+                end_s=self._meter.now_s(),
+                input_tokens_run=min(sequence.computed, len(sequence.prompt)),
+                output_tokens_run=len(sequence.output),
+            )
+        ]
+
     def enter(self) -> float:
         """Lets in who may enter; seconds until somebody else may, if nothing runs; else 0."""
         now_s = self._meter.now_s()

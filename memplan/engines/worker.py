@@ -253,6 +253,8 @@ class Worker:
                 case "submit":
                     refusals = self._stepper.submit(_sequence_of(message))
                     self._channel.send(*refusals)
+                case "cancel":
+                    self.flush(*self._stepper.cancel(message["request_id"]))
         return True
 
     def _flush_soon(self, *endings: dict[str, Any]) -> None:

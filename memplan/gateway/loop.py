@@ -74,7 +74,7 @@ def replay_pools(
             gateway.arrive(request, began_s + request.arrival_s)
         for decided in gateway.decide(now_s(), under_pressure=is_under_pressure()):
             if isinstance(decided, Send):
-                _send(pools[decided.pool], decided.request, now_s())
+                _send(pools[decided.pool], decided.request, now_s(), began_s=began_s)
             else:
                 over(decided)
         due_s = now_s() + POLL_S
@@ -83,6 +83,7 @@ def replay_pools(
         for pool in pools.values():
             if not pool.run.is_dead:
                 pool.run.sample_if_due(now_s())
+                due_s = min(due_s, pool.run.cancel_due(pool.run.opened(), now_s()))
                 pool.run.take(pool.run.opened().poll(max(0.0, due_s - now_s())))
             for record in pool.take_ended():
                 path = gateway.ended(record, now_s())
@@ -95,8 +96,12 @@ def replay_pools(
     return not stop.is_set
 
 
-def _send(pool: Pool, request: Request, now_s: float) -> None:
-    """To a pool's own recording it is a request that came when it was handed over."""
+def _send(pool: Pool, request: Request, now_s: float, *, began_s: float) -> None:
+    """To a pool's own recording it is a request that came when it was handed over. Its user's patience
+    began when it arrived here."""
+    if request.cancel_after_s is not None:
+        left_s = began_s + request.arrival_s + request.cancel_after_s - now_s
+        request = replace(request, cancel_after_s=max(0.0, left_s))
     pool.writer.scheduled(replace(request, arrival_s=now_s))
     assert pool.run.facts is not None
     prompt = prompt_token_ids(request, vocab_tokens=pool.run.facts.vocab_tokens)

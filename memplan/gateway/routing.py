@@ -123,6 +123,8 @@ class Gateway:
         )
         travel.last = record
         travel.pool = travel.sent_s = None
+        if record.outcome == "cancelled":
+            return self._path(travel, "cancelled", None, record.end_s, record.first_token_s)
         if record.outcome == "completed" and self._is_unsure(travel, record):
             travel.attempts[-1] = replace(travel.attempts[-1], reason=UNSURE)
             travel.unsure, travel.asks_since_s = record, now_s

@@ -193,6 +193,7 @@ def _class(one: ClassSummary) -> Json:
         "completed": one.completed,
         "failed": one.failed,
         "rejected": one.rejected,
+        "cancelled": one.cancelled,
         "unfinished": one.unfinished,
         "not_sent": one.not_sent,
         "reasons": dict(sorted(one.reasons.items())),

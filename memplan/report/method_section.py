@@ -224,6 +224,11 @@ def _workload_facts(header: RunHeader) -> tuple[Fact, ...]:
             text=f"lengths × {workload.length_scale:g}, time × {workload.dilation:g}"
             + (", turns sent when the one before was answered" if workload.is_closed_loop else ""),
         ),
+        *(
+            (Fact(name="asked again", text=f"what failed or was rejected: {workload.retries}"),)
+            if workload.retries
+            else ()
+        ),
         *(Fact(name=f"class {name}", text=rule) for name, rule in workload.class_rules.items()),
     )
 

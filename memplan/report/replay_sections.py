@@ -117,6 +117,7 @@ def _losses(one: ClassSummary) -> str:
     counts = (
         ("failed", one.failed),
         ("rejected", one.rejected),
+        ("cancelled by their users", one.cancelled),
         ("unfinished", one.unfinished),
         ("not sent", one.not_sent),
     )

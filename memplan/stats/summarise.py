@@ -138,6 +138,7 @@ def _class_summary(
         completed=counted["completed"],
         failed=counted["failed"],
         rejected=counted["rejected"],
+        cancelled=counted["cancelled"],
         unfinished=counted["unfinished"],
         not_sent=counted["not_sent"],
         reasons=Counter(o.reason or "unknown" for o in outcomes if o.outcome in _NOT_RUN),

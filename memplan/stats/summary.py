@@ -157,6 +157,8 @@ class ClassSummary:
     completed: int
     failed: int
     rejected: int
+    cancelled: int
+    """Their users gave up, as the trace says."""
     unfinished: int
     not_sent: int
     reasons: Mapping[str, int]

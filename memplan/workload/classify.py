@@ -110,6 +110,9 @@ def plan_requests(
             session_id=row.session_id,
             operation=row.operation,
             labels=row.labels,
+            cancel_after_s=None if row.cancel_after_s is None else row.cancel_after_s * dilation,
+            retry_of=row.retry_of,
+            attempt=row.attempt,
             trace_input_tokens=row.input_tokens,
             trace_output_tokens=row.output_tokens,
         )

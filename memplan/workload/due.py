@@ -14,7 +14,10 @@ class Due:
     def __init__(self, requests: Iterable[Request], began_s: float) -> None:
         self._heap: list[tuple[float, int, Request]] = []
         self._followers: dict[str, list[tuple[int, Request]]] = {}
+        self._count = -1
+        """Keeps those that are due together in their order."""
         for number, one in enumerate(requests):
+            self._count = number
             if one.follows is None:
                 self._heap.append((began_s + one.arrival_s, number, one))
             else:
@@ -41,6 +44,14 @@ class Due:
         """The next one, and when it is due."""
         at_s, _, request = heapq.heappop(self._heap)
         return request, at_s
+
+    def asked_again(self, request: Request, at_s: float, *, instead_of: str) -> None:
+        """Those that follow the one that failed follow this one."""
+        self._count += 1
+        heapq.heappush(self._heap, (at_s, self._count, request))
+        followers = self._followers.pop(instead_of, None)
+        if followers is not None:
+            self._followers[request.request_id] = followers
 
     def ended(self, request_id: str, at_s: float) -> None:
         """Whatever became of it, those that follow it come after their user's time to think."""

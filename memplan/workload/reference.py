@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
 from memplan.errors import InputError
@@ -104,18 +105,21 @@ def tick_s_of(lives: Sequence[Life], output_tokens: Sequence[int]) -> float:
 
 
 def lives_of(rows: Sequence[TraceRow], reference: Reference) -> tuple[Life, ...]:
-    """In the trace's own time. Raises InputError where a row has no service time."""
+    """In the trace's own time; a user who gave up ends one. Raises InputError where a row has no
+    service time."""
     lives, unknown = [], 0
     for row in rows:
         service = service_of(row, reference)
         if service is None:
             unknown += 1
             continue
+        given_up_s = inf if row.cancel_after_s is None else row.cancel_after_s
+        in_service_s = min(service[1], given_up_s)
         lives.append(
             Life(
                 start_s=row.timestamp_s,
-                prefill_s=service[0],
-                end_s=row.timestamp_s + service[1],
+                prefill_s=min(service[0], in_service_s),
+                end_s=row.timestamp_s + in_service_s,
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
             )

@@ -288,7 +288,7 @@ def _runnable(found: Iterator[Timed], reading: Reading) -> Iterator[Timed]:
             reading.dropped[f"status_{row.status}"] += 1
         elif row.input_tokens == 0:
             reading.dropped["zero_input"] += 1
-        elif row.output_tokens == 0:
+        elif row.output_tokens == 0 and row.cancel_after_s is None:
             reading.dropped["zero_output"] += 1
         else:
             yield one

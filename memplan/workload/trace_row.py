@@ -27,6 +27,11 @@ class TraceRow:
     hash_ids: tuple[int, ...] = ()
     """Chained prefix blocks of the trace's ``block_size``; equal ids mean equal tokens."""
     status: Status = "ok"
+    cancel_after_s: float | None = None
+    """When its user gave up, after its arrival; None: not that the trace says."""
+    retry_of: str | None = None
+    """The request id of the first of several that ask for the same."""
+    attempt: int = 1
     images: int = 0
     cached_input_tokens: int | None = None
     """Of the prompt, as production had it; None where the trace does not say."""

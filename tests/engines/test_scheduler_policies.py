@@ -30,7 +30,7 @@ class World:
     refused: dict[str, str] = field(default_factory=dict)
     done: dict[str, Sequence] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
-    """Ended by a step that failed."""
+    """Ended by a step that failed, or by their users."""
     scheduler: Scheduler = field(init=False)
     kv: FakeKv = field(init=False)
 
@@ -92,6 +92,16 @@ class World:
         self.done |= {one.request_id: one for one in ended}
         self.check()
         return [(row.sequence.request_id, row.start, row.count) for row in rows]
+
+    def cancel(self, name: str) -> None:
+        sequence = self.scheduler.find(name)
+        if sequence is None:
+            return
+        self.lost.append(name)
+        self.scheduler.remove(sequence)
+        ended, freed = self.scheduler.retire()
+        assert not ended
+        self.kv.release(freed)
 
     def run(self) -> None:
         for _ in range(3000):
@@ -168,6 +178,7 @@ events = st.one_of(
     st.tuples(st.just("relief"), st.none()),
     st.tuples(st.just("preempt"), st.none()),
     st.tuples(st.just("evict"), st.integers(0, BLOCKS)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
 )
 
 
@@ -192,6 +203,8 @@ def happen(world: World, name: str, what: object) -> None:
                 scheduler.preempt(victim, world.now_s)
         case "evict", int(most):
             scheduler.book.evict_kept(most)
+        case "cancel", int(number):
+            world.cancel(str(number))
 
 
 @given(policies, st.lists(events, max_size=40))

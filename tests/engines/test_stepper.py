@@ -131,6 +131,9 @@ class Bench:
     def outputs(self) -> dict[str, str]:
         return {name: record["outcome"] for name, record in self.endings.items()}
 
+    def cancel(self, name: str) -> None:
+        self.flush(*self.stepper.cancel(name))
+
 
 def refused_memory() -> Exception:
     return OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -210,6 +213,40 @@ def test_what_a_failed_step_held_is_free_before_its_segment_is_closed() -> None:
     assert bench.alive_at_close == [False, False]
     (_, fields), _ = bench.segments
     assert [flight[0] for flight in fields["in_flight"]] == ["0"]
+
+
+def test_who_has_given_up_is_told_with_what_ran_and_leaves_nothing() -> None:
+    bench = Bench()
+    for length in (5, 9):
+        bench.ask([1] * length, 4)
+    bench.step()
+    bench.step()
+    bench.did.clear()
+    bench.cancel("0")
+    assert bench.did == ["release", "close release"]
+    (_, fields) = bench.segments[-1]
+    assert [flight[0] for flight in fields["in_flight"]] == ["1"]
+    ended = bench.endings["0"]
+    assert (ended["outcome"], ended["reason"]) == ("cancelled", None)
+    assert (ended["input_tokens_run"], ended["output_tokens_run"]) == (5, 2)
+    bench.serve()
+    assert bench.outputs() == {"0": "cancelled", "1": "completed"}
+    assert bench.scheduler.book.held == 0
+
+
+def test_who_waits_and_gives_up_has_run_nothing() -> None:
+    bench = Bench()
+    for _ in range(5):  # one more than may run
+        bench.ask([1] * 5, 4)
+    bench.step()
+    bench.did.clear()
+    bench.cancel("4")
+    assert bench.did == []
+    assert bench.endings["4"]["outcome"] == "cancelled"
+    assert (bench.endings["4"]["input_tokens_run"], bench.endings["4"]["admitted_s"]) == (0, None)
+    bench.serve()
+    bench.cancel("0")
+    assert bench.endings["0"]["outcome"] == "completed", "it had ended before"
 
 
 def test_another_fault_is_not_taken_for_one_of_memory() -> None:

@@ -233,6 +233,7 @@ def _class_summary(
         completed=len(mine),
         failed=0,
         rejected=1 if few else 0,
+        cancelled=0,
         unfinished=0,
         not_sent=0,
         reasons={"exceeds_context": 1} if few else {},

@@ -47,8 +47,8 @@ def test_a_replay_has_exactly_these_keys() -> None:
     }  # fmt: skip
     one = document["classes"][0]
     assert set(one) == {
-        "name", "rule", "requests", "completed", "failed", "rejected", "unfinished", "not_sent",
-        "reasons", "tokens", "memory", "latency", "admission",
+        "name", "rule", "requests", "completed", "failed", "rejected", "cancelled", "unfinished",
+        "not_sent", "reasons", "tokens", "memory", "latency", "admission",
     }  # fmt: skip
     assert set(one["memory"]) == {"cpu", "gpu"}
     assert set(one["memory"]["cpu"]) == {

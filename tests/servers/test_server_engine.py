@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from memplan.cli import run
+from memplan.recording import read_run
 
 FAKE = Path(__file__).with_name("fake_server.py")
 MODEL = """\
@@ -138,6 +140,29 @@ def test_a_killed_server_is_started_again_if_that_is_asked_for(
     found = outcomes_of(tmp_path)
     assert found["engine_died"] >= 1
     assert found["completed"] == 40 - found["engine_died"]
+
+
+def test_a_user_who_gives_up_hangs_up_and_the_server_may_stop(
+    tmp_path: Path, endpoint: Any
+) -> None:
+    _, port = endpoint("", FAKE_TOKEN_S="0.02")
+    rows = [
+        {"timestamp": 0, "input_length": 20, "output_length": 400, "cancel_after_ms": 600},
+        {"timestamp": 0, "input_length": 20, "output_length": 4},
+    ]
+    (tmp_path / "model.yaml").write_text(ENDPOINT % (port, ""))
+    lines = [json.dumps(one) + "\n" for one in ({"memplan_trace": 1}, *rows)]
+    (tmp_path / "trace.jsonl").write_text("".join(lines))
+    assert run(["replay", str(tmp_path / "trace.jsonl"), "--model", str(tmp_path / "model.yaml"),
+                "--out", str(tmp_path / "run")]) == 0  # fmt: skip
+    read = read_run(tmp_path / "run")
+    gone, other = (read.outcomes[one.request_id] for one in read.requests)
+    assert (gone.outcome, other.outcome) == ("cancelled", "completed")
+    assert gone.intended_s is not None and gone.end_s is not None
+    assert 0.6 <= gone.end_s - gone.intended_s < 0.9
+    assert 0 < gone.output_tokens_run < 400
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        assert answer.read().split()[-1] == b"0", "the server saw that nobody listens"
 
 
 def test_counts_that_are_missing_are_a_finding(

@@ -29,6 +29,21 @@ def test_a_declared_reference_serves_from_the_arrival_on() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cancel_after_s", "prefill_s", "end_s"),
+    [(None, 1.0, 3.0), (60.0, 1.0, 3.0), (1.5, 1.0, 1.5), (0.4, 0.4, 0.4)],
+)
+def test_a_user_who_gives_up_ends_a_life(
+    cancel_after_s: float | None, prefill_s: float, end_s: float
+) -> None:
+    asked = row(
+        timestamp_s=10.0, input_tokens=7000, output_tokens=100, cancel_after_s=cancel_after_s
+    )
+    (life,) = lives_of([asked], parse_reference("prefill=7000,tpot=20ms"))
+    assert (life.start_s, life.prefill_s) == (10.0, pytest.approx(prefill_s))
+    assert life.end_s == pytest.approx(10.0 + end_s)
+
+
+@pytest.mark.parametrize(
     ("told", "text", "expected"),
     [
         ({"observed_e2e_s": 4.0, "observed_ttft_s": 1.0}, "observed", (1.0, 4.0)),

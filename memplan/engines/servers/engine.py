@@ -21,7 +21,7 @@ from memplan.engines.servers import start_up
 from memplan.engines.servers.child import Child
 from memplan.engines.servers.client import HttpClient
 from memplan.engines.servers.described import Server, ServerFacts
-from memplan.engines.servers.flight import Flight, Kv
+from memplan.engines.servers.flight import CANCELLED, Flight, Kv
 from memplan.engines.servers.outside_meter import OutsideMeter
 from memplan.engines.servers.reply import Reply
 from memplan.engines.witnessed import weight_files_state, with_charges
@@ -99,6 +99,12 @@ class ServerEngine:
         self._admit()
         body = json.dumps(self._server.body(request, prompt)).encode()
         self._client.post(self._server.path, body, flight)
+
+    def cancel(self, request_id: str) -> None:
+        """Its connection is closed, as a client's is whose user has gone."""
+        flights = (*self._running.values(), *self._waiting)
+        for flight in [one for one in flights if one.request.request_id == request_id]:
+            self._give_up(flight, CANCELLED, self._now_s())
 
     def poll(self, timeout_s: float) -> tuple[EngineEvent, ...]:
         deadline_s = time.monotonic() + max(0.0, timeout_s)
@@ -342,10 +348,13 @@ class ServerEngine:
                 word = "stalled"
             else:
                 continue
-            assert self._client is not None
-            self._client.abandon(flight)
-            flight.fault, flight.end_s = word, now_s
-            self._end_flight(flight)
+            self._give_up(flight, word, now_s)
+
+    def _give_up(self, flight: Flight, word: str, now_s: float) -> None:
+        assert self._client is not None
+        self._client.abandon(flight)
+        flight.fault, flight.end_s = word, now_s
+        self._end_flight(flight)
 
     def _ask_gauges(self, now_s: float) -> None:
         if now_s < self._gauges_due_s or self._client is None or self._is_dead:

@@ -9,6 +9,8 @@ from memplan.engines.servers.reply import EventSplitter, Reply, Verdict, refusal
 from memplan.records import InFlight, Request, RequestRecord
 
 _MOST_REFUSAL_BYTES = 64 << 10
+CANCELLED = "cancelled"
+"""The fault of one whose user gave up."""
 _LOST = ("connection_refused", "connection_lost", "stream_cut", "unreadable_reply")
 
 
@@ -76,6 +78,8 @@ class Flight:
 
     @property
     def verdict(self) -> Verdict:
+        if self.fault == CANCELLED:
+            return Verdict(outcome="cancelled")
         if self.fault is not None and self.fault not in _LOST:
             return Verdict(outcome="failed", reason=self.fault)
         if self._status is None:

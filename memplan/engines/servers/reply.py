@@ -23,7 +23,7 @@ Api = Literal["completions", "chat"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    outcome: Literal["completed", "failed", "rejected"]
+    outcome: Literal["completed", "failed", "rejected", "cancelled"]
     reason: str | None = None
     """One of docs/server-engines.md, Outcomes; None where it was completed."""
 

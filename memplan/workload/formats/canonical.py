@@ -32,6 +32,11 @@ def canonical_row(row: TraceRow) -> dict[str, Any]:
         "labels": dict(row.labels),
         "hash_ids": list(row.hash_ids),
         "status": row.status,
+        "cancel_after_ms": None
+        if row.cancel_after_s is None
+        else round(row.cancel_after_s * 1e3, 4),
+        "retry_of": row.retry_of,
+        "attempt": row.attempt if row.retry_of is not None else None,
         "images": row.images or None,
         "cached_input_length": row.cached_input_tokens,
         "observed": {

@@ -60,6 +60,9 @@ def _json_row(number: int, record: Mapping[str, Any]) -> TraceRow | None:
     if "output_length" in record and record["output_length"] is None and status == "ok":
         return None
     has_output = record.get("output_length") is not None or status == "ok"
+    observed = record.get("observed") or {}
+    if not isinstance(observed, dict):
+        raise BadFieldError(f"observed: got {got(observed)}, expected an object of times")
     return TraceRow(
         line=number,
         timestamp_s=0.0,
@@ -72,24 +75,25 @@ def _json_row(number: int, record: Mapping[str, Any]) -> TraceRow | None:
         labels=_labels(record),
         hash_ids=_hash_ids(record),
         status=status,
+        cancel_after_s=_milliseconds(record, "cancel_after_ms"),
+        retry_of=text_of(record, "retry_of"),
+        attempt=tokens_of(record, "attempt", least=1) if "attempt" in record else 1,
         images=tokens_of(record, "images", least=0) if "images" in record else 0,
         cached_input_tokens=tokens_of(record, "cached_input_length", least=0)
         if record.get("cached_input_length") is not None
         else None,
-        observed_ttft_s=_observed_s(record, "ttft_ms"),
-        observed_e2e_s=_observed_s(record, "e2e_ms"),
+        observed_ttft_s=_milliseconds(observed, "ttft_ms", "observed."),
+        observed_e2e_s=_milliseconds(observed, "e2e_ms", "observed."),
     )
 
 
-def _observed_s(record: Mapping[str, Any], key: str) -> float | None:
-    observed = record.get("observed") or {}
-    if not isinstance(observed, dict):
-        raise BadFieldError(f"observed: got {got(observed)}, expected an object of times")
-    value = observed.get(key)
+def _milliseconds(record: Mapping[str, Any], key: str, inside: str = "") -> float | None:
+    """In seconds; None where it is missing."""
+    value = record.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
-        raise BadFieldError(f"observed.{key}: got {got(value)}, expected milliseconds")
+        raise BadFieldError(f"{inside}{key}: got {got(value)}, expected milliseconds")
     return value / 1e3
 
 
