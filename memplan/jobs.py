@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan.engines import context_tokens_of
 from memplan.errors import InputError
@@ -13,20 +14,16 @@ from memplan.gateway.routing import route_of
 from memplan.records import Request, WindowFacts, WorkloadFacts
 from memplan.specs import Deployment
 from memplan.units import parse_bytes, parse_seconds
-from memplan.workload.classify import TRACE_WAVE, class_rules, plan_requests
+from memplan.workload.classify import TRACE_WAVE, class_rules, free_id, plan_requests
 from memplan.workload.ladder import Wave, ladder_requests
-from memplan.workload.reference_waves import (
-    Against,
-    free_id,
-    judged_requests,
-    mean_dilation,
-    probe_requests,
-)
 from memplan.workload.retries import RetryPolicy
 from memplan.workload.scored_text import ScoredText, read_scored_text
 from memplan.workload.slicing import share_of
 from memplan.workload.trace import read_trace
 from memplan.workload.turns import in_turns
+
+if TYPE_CHECKING:
+    from memplan.workload.reference_waves import Against
 
 Workload = tuple[tuple[Wave, ...], WorkloadFacts]
 
@@ -112,6 +109,7 @@ def trace_waves(
         )
     trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
     windows: tuple[WindowFacts, ...] = ()
+    mean_dilation = dilation
     if against is None:
         requests = plan_requests(
             trace,
@@ -122,6 +120,11 @@ def trace_waves(
             start_row=start_row,
         )
     else:
+        from memplan.workload.reference_waves import (  # noqa: PLC0415 - 11 MiB of numpy
+            dilation_of,
+            judged_requests,
+        )
+
         requests, windows = judged_requests(
             replace(trace, rows=trace.rows[:limit]),
             deployment.classes,
@@ -129,6 +132,7 @@ def trace_waves(
             length_scale=length_scale,
             dilation=dilation,
         )
+        mean_dilation = dilation_of(windows) or dilation
     if closed_loop:
         rows = trace.rows[start_row : None if limit is None else start_row + limit]
         reference = against.reference if against is not None else None
@@ -153,7 +157,7 @@ def trace_waves(
         span_s=sum(one.trace_end_s - one.trace_start_s for one in windows)
         or max(r.arrival_s for r in requests) / dilation,
         length_scale=length_scale,
-        dilation=mean_dilation(windows) or dilation,
+        dilation=mean_dilation,
         class_rules=class_rules(deployment.classes, (request.class_name for request in requests)),
         is_closed_loop=closed_loop,
         retries=retries.text if retries is not None else None,
@@ -175,6 +179,8 @@ def probe_waves(
     replicas: int,
 ) -> Workload:
     """What shows an engine's speed, of the lengths that the trace has."""
+    from memplan.workload.reference_waves import probe_requests  # noqa: PLC0415 - as above
+
     trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
     requests = probe_requests(
         trace,

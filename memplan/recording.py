@@ -75,9 +75,8 @@ class RunWriter:
 
     def schedule(self, requests: Iterable[Request]) -> None:
         """What is about to be sent: written whole, before anything is."""
-        with told(self.folder):
-            lines = "".join(_json(request) + "\n" for request in requests)
-            (self.folder / SCHEDULE).write_text(lines)
+        with told(self.folder), (self.folder / SCHEDULE).open("w") as file:
+            file.writelines(json_line(request) for request in requests)
 
     def scheduled(self, request: Request) -> None:
         """One more that is about to be sent, behind those of ``schedule``: a gateway decides late."""

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.in_flight import Life, at_times, quantiles_of, states_of, wasserstein
+from memplan.in_flight import at_times, quantiles_of, states_of, wasserstein
+from memplan.life import Life
 
 TENTHS = st.integers(0, 400).map(lambda one: one / 8)
 

@@ -9,7 +9,6 @@ import numpy as np
 from memplan.in_flight import (
     GRID,
     Floats,
-    Life,
     States,
     joined,
     mean_of,
@@ -17,6 +16,7 @@ from memplan.in_flight import (
     states_of,
     wasserstein,
 )
+from memplan.life import Life
 from memplan.records import (
     EngineFacts,
     Recording,

@@ -6,13 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 
-import numpy as np
-
 from memplan.errors import InputError
-from memplan.in_flight import Life
+from memplan.life import Life
 from memplan.records import Request
 from memplan.specs import UNKNOWN_CLASS, ClassSpec
-from memplan.workload.formats.reading import Ints
 from memplan.workload.reference import tick_s_of
 from memplan.workload.trace import Trace, TraceRow
 
@@ -39,29 +36,6 @@ def class_of(
         ):
             return spec.name
     return UNKNOWN_CLASS
-
-
-def class_names(
-    classes: Sequence[ClassSpec], input_tokens: Ints, output_tokens: Ints
-) -> tuple[tuple[str, ...], Ints]:
-    """Names, and for each row which of them `class_of` gives to a chat without labels."""
-    names = (*(spec.name for spec in classes), UNKNOWN_CLASS)
-    found = np.full(len(input_tokens), len(classes), dtype=np.int64)
-    for at in range(len(classes) - 1, -1, -1):  # the first that matches has the last word
-        when = classes[at].when
-        if when.labels or (when.operation is not None and "chat" not in when.operation):
-            continue
-        matches = np.ones(len(found), dtype=bool)
-        for rule, tokens in (
-            (when.input_tokens, input_tokens),
-            (when.output_tokens, output_tokens),
-        ):
-            if rule is not None:
-                matches &= tokens >= rule.low
-                if rule.high is not None:
-                    matches &= tokens <= rule.high
-        found[matches] = at
-    return names, found
 
 
 def class_rules(classes: Sequence[ClassSpec], names: Iterable[str]) -> Mapping[str, str]:
@@ -184,3 +158,11 @@ def _numbered(number: int, taken: set[str]) -> str:
 def _scaled(tokens: int, scale: Decimal) -> int:
     """Halves go up, and no request shrinks to nothing. Decimal, because 100 × 0.285 is 28.5."""
     return max(1, int((tokens * scale).to_integral_value(ROUND_HALF_UP)))
+
+
+def free_id(wanted: str, taken: set[str]) -> str:
+    """``wanted``, or what is free behind it; from now on it is taken."""
+    while wanted in taken:
+        wanted += "#"
+    taken.add(wanted)
+    return wanted

@@ -8,7 +8,8 @@ from statistics import median
 
 import numpy as np
 
-from memplan.in_flight import Life, at_times, mean_of, states_of, wasserstein
+from memplan.in_flight import at_times, mean_of, states_of, wasserstein
+from memplan.life import Life
 from memplan.records import Segment
 from memplan.workload.reference import tick_s_of
 

@@ -12,7 +12,7 @@ from math import inf
 from statistics import median
 
 from memplan.errors import InputError
-from memplan.in_flight import Life
+from memplan.life import Life
 from memplan.units import parse_seconds
 from memplan.workload.trace_row import TraceRow
 

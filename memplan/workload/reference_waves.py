@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memplan.errors import InputError
-from memplan.in_flight import Life
+from memplan.life import Life
 from memplan.records import Request, WindowFacts
 from memplan.specs import ClassSpec
-from memplan.workload.classify import TRACE_WAVE, class_of_row, plan_requests, request_ids
+from memplan.workload.classify import (
+    TRACE_WAVE,
+    class_of_row,
+    free_id,
+    plan_requests,
+    request_ids,
+)
 from memplan.workload.dilation import Speed, fitted_dilation
 from memplan.workload.reference import Reference, lives_of
 from memplan.workload.trace import Trace
@@ -167,8 +173,8 @@ def _loaded(
     return named, life
 
 
-def mean_dilation(windows: Sequence[WindowFacts]) -> float | None:
-    """Over the time of the trace; None without windows."""
+def dilation_of(windows: Sequence[WindowFacts]) -> float | None:
+    """Of all of them together, over the time of the trace; None where that is no time at all."""
     trace_s = sum(one.trace_end_s - one.trace_start_s for one in windows)
     return sum(one.end_s - one.start_s for one in windows) / trace_s if trace_s else None
 
@@ -203,11 +209,3 @@ def probe_requests(
                 )
             )
     return tuple(requests)
-
-
-def free_id(wanted: str, taken: set[str]) -> str:
-    """``wanted``, or what is free behind it; from now on it is taken."""
-    while wanted in taken:
-        wanted += "#"
-    taken.add(wanted)
-    return wanted

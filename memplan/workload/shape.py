@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memplan.records import Finding
-from memplan.specs import ClassSpec
-from memplan.workload.classify import class_names, class_of_row
-from memplan.workload.formats.reading import Ints
+from memplan.specs import UNKNOWN_CLASS, ClassSpec
+from memplan.workload.classify import class_of_row
 from memplan.workload.trace_row import TraceRow
 
 BIN_S = 10.0
@@ -39,6 +38,7 @@ _ROWS_TOGETHER = 1 << 14
 _COUNTED_SINGLY = 1 << 20
 """Lengths from here on are rare, and counted one by one."""
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,3 +357,26 @@ def _made(code: str, seen: str, why: str) -> Finding:
         text=f"It looks made up: {seen}, and {why}.",
         hint="Ask where the trace is from before a budget rests on it.",
     )
+
+
+def class_names(
+    classes: Sequence[ClassSpec], input_tokens: Ints, output_tokens: Ints
+) -> tuple[tuple[str, ...], Ints]:
+    """Names, and for each row which of them `class_of` gives to a chat without labels."""
+    names = (*(spec.name for spec in classes), UNKNOWN_CLASS)
+    found = np.full(len(input_tokens), len(classes), dtype=np.int64)
+    for at in range(len(classes) - 1, -1, -1):  # the first that matches has the last word
+        when = classes[at].when
+        if when.labels or (when.operation is not None and "chat" not in when.operation):
+            continue
+        matches = np.ones(len(found), dtype=bool)
+        for rule, tokens in (
+            (when.input_tokens, input_tokens),
+            (when.output_tokens, output_tokens),
+        ):
+            if rule is not None:
+                matches &= tokens >= rule.low
+                if rule.high is not None:
+                    matches &= tokens <= rule.high
+        found[matches] = at
+    return names, found

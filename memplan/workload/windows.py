@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from memplan.errors import InputError
-from memplan.in_flight import GRID, Life, quantiles_of, states_of
+from memplan.in_flight import GRID, quantiles_of, states_of
+from memplan.life import Life
 
 AROUND = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "most": 1.0}
 _LEAST_S = 1.0

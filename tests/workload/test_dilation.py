@@ -2,7 +2,7 @@
 
 import pytest
 
-from memplan.in_flight import Life
+from memplan.life import Life
 from memplan.records import Segment
 from memplan.workload.dilation import (
     TARGET_RATIO,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from memplan.errors import InputError
-from memplan.in_flight import Life, states_of
+from memplan.in_flight import states_of
+from memplan.life import Life
 from memplan.specs import BUILTIN_CLASSES
 from memplan.workload.dilation import Speed
 from memplan.workload.reference import lives_of, parse_reference, service_of

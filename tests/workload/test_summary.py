@@ -15,7 +15,8 @@ from memplan.specs import BUILTIN_CLASSES, UNKNOWN_CLASS, ClassSpec
 from memplan.specs.classes import ClassWhen
 from memplan.specs.values import TokenRange
 from memplan.workload import trace as trace_module
-from memplan.workload.classify import class_names, class_of
+from memplan.workload.classify import class_of
+from memplan.workload.shape import class_names
 from memplan.workload.summary import TraceSummary, summarise_trace
 from memplan.workload.trace import FORMATS, read_trace
 

@@ -7,9 +7,12 @@ whatever is not plainly right here is left to the rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memplan.workload.formats.reading import ByteSource, Columns, Ints, NotColumnarError, Reading
+from memplan.workload.formats.reading import ByteSource, Columns, NotColumnarError, Reading
+
+if TYPE_CHECKING:
+    from memplan.workload.formats.reading import Ints
 
 _BLOCK_BYTES = 1 << 22
 _MOST_TOKENS = 2**31

@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memplan.errors import InputError
 from memplan.workload.trace_row import TraceRow
 
+if TYPE_CHECKING:  # 11 MiB that a replay of most formats does without
+    import numpy as np
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
 _FAULTS_SHOWN = 20
-Ints = npt.NDArray[np.int64]
 Lines = Iterator[tuple[int, str]]
 """Number and text of every line that holds something."""
 
