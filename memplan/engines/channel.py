@@ -1,4 +1,4 @@
-"""JSON lines over a socket pair, between memplan and an engine worker of its own."""
+"""Messages over a socket pair, between memplan and an engine worker of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class ChannelClosedError(Exception):
 
 
 class Channel:
-    """One end. Messages are JSON objects; order is kept; a message may be megabytes long."""
+    """One end. Messages are JSON objects, and one of them may have bytes under ``packed``; order is
+    kept; a message may be megabytes long."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -42,7 +43,7 @@ class Channel:
         return cls(ours), theirs
 
     def send(self, *messages: dict[str, Any]) -> None:
-        data = "".join(json.dumps(m, separators=(",", ":")) + "\n" for m in messages).encode()
+        data = b"".join(map(_framed, messages))
         unsent, self._unsent = self._unsent, bytearray()
         try:
             self._socket.sendall(unsent + data)
@@ -55,7 +56,7 @@ class Channel:
         A worker reads between two steps only, and a step can take a second; a sender that waited
         for it would send the next request late.
         """
-        self._unsent += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self._unsent += _framed(message)
         self._flush()
 
     def receive(self, timeout_s: float | None) -> list[dict[str, Any]]:
@@ -78,10 +79,26 @@ class Channel:
             if not data:
                 raise ChannelClosedError
             self._pending += data
-            head, newline, tail = self._pending.rpartition(b"\n")
-            if newline:
-                self._pending = tail
-                return [json.loads(line) for line in head.split(b"\n")]
+            messages = self._whole()
+            if messages:
+                return messages
+
+    def _whole(self) -> list[dict[str, Any]]:
+        """Takes the messages that are there in full out of what has come."""
+        found, at = [], 0
+        while (end := self._pending.find(b"\n", at)) >= 0:
+            message = json.loads(self._pending[at:end])
+            after = end + 1
+            if "packed" in message:
+                packed = self._pending[after : after + message["packed"]]
+                if len(packed) < message["packed"]:
+                    break
+                after += len(packed)
+                message["packed"] = bytes(packed)
+            found.append(message)
+            at = after
+        del self._pending[:at]
+        return found
 
     def _flush(self) -> None:
         try:
@@ -94,3 +111,10 @@ class Channel:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _framed(message: dict[str, Any]) -> bytes:
+    """One line; bytes come behind it, and it says how many."""
+    packed = message.get("packed")
+    head = message if packed is None else {**message, "packed": len(packed)}
+    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + (packed or b"")

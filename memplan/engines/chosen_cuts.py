@@ -9,6 +9,7 @@ from memplan.compiled import Compiled
 from memplan.engines.cuts import CutTensors, Ended, PythonCuts, Slices
 from memplan.engines.family import Family
 from memplan.engines.native_cuts import NativeCuts
+from memplan.engines.raw_segments import RawEnded
 from memplan.process_tree import lists_children
 
 
@@ -59,6 +60,13 @@ class ChosenCuts:
     def taken(self) -> list[Ended]:
         ended, self._ended = [*self._ended, *self._now.taken()], []
         return ended
+
+    def taken_raw(self) -> RawEnded:
+        """The same, for ``raw_segments.unpacked_segments``."""
+        raw = self._now.raw() if isinstance(self._now, NativeCuts) and not self._ended else None
+        if raw is not None:
+            return raw
+        return [(one.slices, dict(one.gauges_of()), one.tensors) for one in self.taken()]
 
     def pause(self, *, is_paused: bool) -> None:
         self._is_paused = is_paused

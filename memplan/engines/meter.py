@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from time import monotonic
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from memplan.compiled import Compiled
@@ -18,10 +17,17 @@ from memplan.engines.chosen_cuts import ChosenCuts
 from memplan.engines.composition import HostComposition
 from memplan.engines.family import Family
 from memplan.engines.news import News
-from memplan.engines.raw_segments import Flight, RawSegment, TensorNames, fields_of
+from memplan.engines.raw_segments import (
+    Closed,
+    Flight,
+    TensorNames,
+    fields_of,
+    packed_segments,
+    unpacked_segments,
+)
 from memplan.records import SegmentKind
 
-_NOTHING: Mapping[str, int] = MappingProxyType({})
+_NOTHING: Mapping[str, int] = {}
 _NO_LIBRARY = Compiled(path=None, reason="no library was given")
 
 KEEP_MARK = "MEMPLAN_KEEP_HIGH_WATER"
@@ -30,13 +36,6 @@ be compared with the peaks of another run."""
 
 DevicePeaks = Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
 """Reads a device's (peak, gauges) and resets its peak."""
-
-
-_Told = tuple[tuple[Flight, ...], int, int, int]
-_Closed = tuple[
-    SegmentKind, float, float, Mapping[str, int], Mapping[str, int], Mapping[str, int], _Told
-]
-"""What is known of a segment beside its reading, in the order of ``take_raw``."""
 
 
 class TensorCounter(Protocol):
@@ -74,7 +73,7 @@ class SegmentMeter:
         """Exact peak of host resident bytes in the segment that was closed last."""
         self._tensors: TensorCounter | None = None
         self._news = News()
-        self._closed: list[_Closed] = []
+        self._closed: list[Closed] = []
         self._family = Family(resets=not os.environ.get(KEEP_MARK))
         self._cuts = ChosenCuts(self._family, library, epoch_s=epoch_s)
         self._opened_s = self.now_s()
@@ -143,30 +142,16 @@ class SegmentMeter:
         """Segments closed and not taken."""
         return len(self._closed)
 
-    def take_raw(self) -> list[RawSegment]:
-        """The segments that were closed since the last call, in order."""
+    def take_packed(self) -> bytes:
+        """The segments that were closed since the last call, in order, for ``unpacked_segments``."""
         closed, self._closed = self._closed, []
-        return [
-            RawSegment(
-                kind,
-                start_s,
-                close_s,
-                dict(device_peak),
-                {**ended.gauges_of(), **gauges, **engine},
-                *told,
-                ended.slices,
-                ended.tensors,
-            )
-            for (kind, start_s, close_s, device_peak, gauges, engine, told), ended in zip(
-                closed, self._cuts.taken(), strict=True
-            )
-        ]
+        return packed_segments(closed, self._cuts.taken_raw())
 
     def take(self) -> list[dict[str, Any]]:
         """The same, understood: the fields of Segments."""
         return [
             fields_of(one, self.tensor_names, engine_start=self._engine_start)
-            for one in self.take_raw()
+            for one in unpacked_segments(self.take_packed())
         ]
 
     @property

@@ -174,19 +174,19 @@ void *memplan_cuts_end_function(struct cuts *cuts) {
 }
 
 /* Records since the last call, those of the open segment too; they are kept here as well. out: room
- * for RECORDS; tensors: for ENDS times tensor_bytes. Returns how many records. */
+ * for RECORDS; tensors: for ENDS times tensor_bytes. Returns ends << 16 | how many records. */
 int memplan_cuts_take(struct cuts *cuts, struct record *out, char *tensors) {
   pthread_mutex_lock(&cuts->lock);
-  int count = cuts->count, open = 0;
+  int count = cuts->count, ends = cuts->ends, open = 0;
   memcpy(out, cuts->records, count * sizeof *out);
-  for (int i = 0; i < cuts->ends && cuts->take_tensors; i++)
+  for (int i = 0; i < ends && cuts->take_tensors; i++)
     memcpy(tensors + i * cuts->tensor_bytes, cuts->tensors[i], cuts->tensor_bytes);
   while (open < count && !cuts->records[count - 1 - open].is_end) open++;
   memmove(cuts->records, cuts->records + count - open, open * sizeof *out);
   cuts->count = open;
   cuts->ends = 0;
   pthread_mutex_unlock(&cuts->lock);
-  return count;
+  return ends << 16 | count;
 }
 
 /* Whether a thread of ours has a child. Without malloc: a second thread that uses it gets an arena. */

@@ -29,6 +29,25 @@ _RECORD = struct.Struct("d8q")
 _GAUGES = ("host.rss", "host.anon", "host.file", "host.shmem", "host.page_tables", "host.swap")
 
 
+RawRecords = tuple[bytes, bytes, int]
+"""Records, what was counted of tensors at each end, and how many bytes that is."""
+
+
+def ended_of(raw: RawRecords) -> tuple[list[Ended], Slices]:
+    """The segments in it, and the slices of the one that was still open."""
+    records, tensors, size = raw
+    ended: list[Ended] = []
+    slices: list[tuple[float, int]] = []
+    for end_s, peak_bytes, *gauges, is_end in _RECORD.iter_unpack(records):
+        slices.append((end_s, peak_bytes))
+        if is_end:
+            at = len(ended) * size
+            counted = tensors[at : at + size] if size else None
+            ended.append(Ended(tuple(slices), partial(_named, gauges), counted))
+            slices = []
+    return ended, tuple(slices)
+
+
 def find_library(cache: Path) -> Compiled:
     """Compiles it on first use (0.2 s); never raises."""
     if os.environ.get(OFF):
@@ -87,6 +106,10 @@ class NativeCuts:
         self._is_stopped = False
         self.cut_s = cut_s
 
+    def raw(self) -> RawRecords | None:
+        """What ``taken`` would tell, for ``ended_of``; None where only that can tell it."""
+        return None if self._is_stopped or self._ended else self._taken()
+
     def taken(self) -> list[Ended]:
         self._read()
         ended, self._ended = self._ended, []
@@ -106,22 +129,14 @@ class NativeCuts:
     # --- steps -----------------------------------------------------------------------------
 
     def _read(self) -> None:
-        if self._is_stopped:
-            return
-        ends, slices = 0, []
-        records = self._records[: self._take() * _RECORD.size]
-        for end_s, peak_bytes, *gauges, is_end in _RECORD.iter_unpack(records):
-            slices.append((end_s, peak_bytes))
-            if is_end:
-                self._ended.append(
-                    Ended(tuple(slices), partial(_named, gauges), self._tensors_at(ends))
-                )
-                ends, slices = ends + 1, []
-        self._open = tuple(slices)
+        if not self._is_stopped:
+            ended, self._open = ended_of(self._taken())
+            self._ended += ended
 
-    def _tensors_at(self, index: int) -> bytes | None:
+    def _taken(self) -> RawRecords:
+        ends, count = divmod(self._take(), 1 << 16)
         size = self._tensor_bytes
-        return self._tensors[index * size : (index + 1) * size] if size else None
+        return self._records[: count * _RECORD.size], self._tensors[: ends * size], size
 
 
 def _named(gauges: list[int]) -> Mapping[str, int]:

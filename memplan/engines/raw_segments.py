@@ -3,17 +3,26 @@ no engine waits for it."""
 
 from __future__ import annotations
 
-import base64
 import marshal
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from memplan.engines.cuts import Slices
+from memplan.engines.native_cuts import RawRecords, ended_of
 from memplan.records import SegmentKind
 
 Flight = tuple[str, int, int, int]
 """The fields of InFlight, in their order."""
+Told = tuple[tuple[Flight, ...], int, int, int]
+"""in_flight, prefill_tokens, decode_tokens and waiting."""
+Gauges = Mapping[str, int]
+Closed = tuple[SegmentKind, float, float, Gauges, Gauges, Gauges, Told]
+"""What is known of a segment beside its reading: kind, start_s, close_s, peaks and gauges of a device,
+the engine's own gauges. Its mappings are dicts, which ``marshal`` can pack."""
+RawEnded = RawRecords | list[tuple[Slices, Gauges, bytes | None]]
+"""The readings: as C code left them, or (slices, gauges, tensors) of each."""
 
 
 class RawSegment(NamedTuple):
@@ -99,11 +108,35 @@ def fields_of(raw: RawSegment, names: TensorNames | None, *, engine_start: int) 
     return fields
 
 
-def packed_segments(segments: Sequence[RawSegment]) -> str:
-    """As text; both ends are of one Python, so its own form may be used."""
-    return base64.b64encode(marshal.dumps([tuple(one) for one in segments])).decode()
+def packed_segments(closed: Sequence[Closed], ended: RawEnded) -> bytes:
+    """Both in their order, one of each for a segment. Both ends are of one Python, so its own form may
+    be used."""
+    everything: Any = (closed, ended)
+    return marshal.dumps(everything)
 
 
-def unpacked_segments(text: str) -> list[RawSegment]:
+def unpacked_segments(packed: bytes) -> list[RawSegment]:
     """What ``packed_segments`` made."""
-    return [RawSegment(*one) for one in marshal.loads(base64.b64decode(text))]
+    closed, ended = marshal.loads(packed)
+    if isinstance(ended, tuple):
+        ended = [(one.slices, one.gauges_of(), one.tensors) for one in ended_of(ended)[0]]
+    return [
+        RawSegment(
+            kind=kind,
+            start_s=start_s,
+            close_s=close_s,
+            device_peak=device_peak,
+            gauges={**read, **gauges, **engine},
+            in_flight=in_flight,
+            prefill_tokens=prefill_tokens,
+            decode_tokens=decode_tokens,
+            waiting=waiting,
+            slices=slices,
+            tensors=tensors,
+        )
+        for (
+            (kind, start_s, close_s, device_peak, gauges, engine, told),
+            (slices, read, tensors),
+        ) in zip(closed, ended, strict=True)
+        for in_flight, prefill_tokens, decode_tokens, waiting in [told]
+    ]

@@ -113,11 +113,12 @@ class Stepper:
         for sequence, sure in zip(wanting, self._runner.log_probabilities(), strict=False):
             sequence.log_probability += sure
         in_flight = self._in_flight(rows)
+        decoded = [row.is_decode for row in rows].count(True)
         end_s = self._meter.close(
             "step",
             in_flight=in_flight,
-            prefill_tokens=sum(row.count for row in rows if not row.is_decode),
-            decode_tokens=sum(1 for row in rows if row.is_decode),
+            prefill_tokens=sum([row.count for row in rows]) - decoded,
+            decode_tokens=decoded,
             waiting=scheduler.waiting_count,
             engine=self.gauges(),
         )
@@ -220,13 +221,13 @@ class Stepper:
             self._scheduler.limit_blocks(BUDGET, budget.blocks, refuses=True)
 
     def _in_flight(self, rows: tuple[Row, ...]) -> tuple[Flight, ...]:
-        per_token = self._runner.kv_bytes_per_token
+        scheduler, per_token = self._scheduler, self._runner.kv_bytes_per_token
         scheduled = {row.sequence.request_id: row.count for row in rows}
         flights = []
-        for one in self._scheduler.running:
-            others_bytes = int(self._scheduler.book.shared_away(one) * self._block_bytes)
+        for one in scheduler.running:
+            others_bytes = int(scheduler.book.shared_away(one) * self._block_bytes)
             used_bytes = one.computed * per_token - others_bytes
-            reserved_bytes = self._scheduler.reserved_tokens(one) * per_token - others_bytes
+            reserved_bytes = scheduler.reserved_tokens(one) * per_token - others_bytes
             tokens = scheduled.get(one.request_id, 0)
             flights.append((one.request_id, used_bytes, reserved_bytes, tokens))
         return tuple(flights)

@@ -28,7 +28,7 @@ from memplan.engines.meter import SegmentMeter
 from memplan.engines.planted import SpikePlanter
 from memplan.engines.policy import open_scheduler, pool_blocks
 from memplan.engines.pressure import open_pressure
-from memplan.engines.raw_segments import RawSegment, TensorNames, fields_of, packed_segments
+from memplan.engines.raw_segments import TensorNames, fields_of, unpacked_segments
 from memplan.engines.runner import Runner, open_runner
 from memplan.engines.scheduler import BUDGET, Scheduler
 from memplan.engines.sequence import Pace, Sequence
@@ -173,10 +173,12 @@ class Worker:
     def _closed(self, kind: SegmentKind) -> Mapping[str, Any]:
         """The segment that ends here, as the fields of a Segment."""
         self._meter.close(kind, compose=True)
-        segments = self._meter.take_raw()
-        self._send(segments, ())
+        packed = self._meter.take_packed()
+        self._send(packed, ())
         return fields_of(
-            segments[-1], self._meter.tensor_names, engine_start=self._config["engine_start"]
+            unpacked_segments(packed)[-1],
+            self._meter.tensor_names,
+            engine_start=self._config["engine_start"],
         )
 
     def _context_tokens(self, runner: Runner) -> int:
@@ -265,17 +267,17 @@ class Worker:
 
     def flush(self, *endings: dict[str, Any]) -> None:
         """Sends the segments closed since the last time, and what follows from them."""
-        self._send(self._meter.take_raw(), endings)
+        self._send(self._meter.take_packed() if self._meter.kept else None, endings)
 
-    def _send(self, segments: list[RawSegment], endings: tuple[dict[str, Any], ...]) -> None:
+    def _send(self, packed: bytes | None, endings: tuple[dict[str, Any], ...]) -> None:
         self._flushed_s = self._meter.now_s()
         messages: list[dict[str, Any]] = []
         names = self._meter.tensor_names
         if names != self._told_names:
             self._told_names = names
             messages.append({"type": "tensor_names", "names": names})
-        if segments:
-            messages.append({"type": "segments", "packed": packed_segments(segments)})
+        if packed is not None:
+            messages.append({"type": "segments", "packed": packed})
         messages += endings
         if self._planter is not None:
             messages += [
