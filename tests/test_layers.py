@@ -207,3 +207,38 @@ def test_help_comes_at_once() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         took_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took_s) < 0.4  # of a processor: other tests run beside this one
+
+
+SENDING = """
+import os, sys
+from memplan.recording import RunWriter
+
+def at_end(self):
+    print(*(name for name in sys.modules if "." not in name or name.startswith("memplan.")))
+    sys.stdout.flush()
+    os._exit(0)
+
+RunWriter.close = at_end
+from memplan.cli import main
+sys.argv = ["memplan", "replay", sys.argv[1], "--model", sys.argv[2], "--out", sys.argv[3]]
+main()
+"""
+
+
+def test_what_sends_requests_holds_no_more_than_it_needs(tmp_path: Path, workloads: Path) -> None:
+    """Its memory is said beside every run, and is to stay below 60 MiB: benchmarks/sender.py."""
+    (tmp_path / "trace.jsonl").write_text(
+        '{"timestamp": 0, "input_length": 9, "output_length": 2}\n'
+    )
+    command = [
+        str(tmp_path / "trace.jsonl"),
+        str(workloads / "scripted.yaml"),
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SENDING, *command], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "memplan.replay" in loaded
+    assert loaded & (set(HEAVY) - {"pydantic"}) == set()
+    assert {name for name in loaded if name.startswith(("memplan.report", "memplan.plan"))} == set()

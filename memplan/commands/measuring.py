@@ -361,10 +361,6 @@ def _against(
     repeat: int,
 ) -> Against | None:
     """None without a reference. Raises InputError."""
-    from memplan.units import parse_seconds
-    from memplan.workload.reference import parse_reference
-    from memplan.workload.reference_waves import Against
-
     if reference is None:
         asked = [name for name, one in (("--within", within), ("--pace", pace)) if one]
         if asked:
@@ -373,6 +369,10 @@ def _against(
                 hint="--reference prefill=14000,tpot=13ms, or --reference observed",
             )
         return None
+    from memplan.units import parse_seconds
+    from memplan.workload.reference import parse_reference
+    from memplan.workload.reference_waves import Against
+
     if pace and deployment.engine not in ("torch", "ballast", "scripted"):
         raise InputError(
             f"--pace: engine {deployment.engine} decides itself when it computes a token",
