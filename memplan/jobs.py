@@ -175,15 +175,16 @@ def probe_waves(
     *,
     trace_format: str | None,
     columns: str | None,
+    limit: int | None,
     length_scale: float,
     replicas: int,
 ) -> Workload:
-    """What shows an engine's speed, of the lengths that the trace has."""
+    """What shows an engine's speed, of the lengths that the trace's first ``limit`` rows have."""
     from memplan.workload.reference_waves import probe_requests  # noqa: PLC0415 - as above
 
     trace = share_of(read_trace(path, trace_format, columns=columns), replicas, seed=0)
     requests = probe_requests(
-        trace,
+        replace(trace, rows=trace.rows[:limit]),
         deployment.classes,
         length_scale=length_scale,
         most_tokens=_most_tokens(deployment),

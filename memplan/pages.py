@@ -83,6 +83,7 @@ class PageMap:
 
     def _scanned(self, start: int, end: int, inverted: int) -> Iterator[tuple[int, int]]:
         """[first, last) of present pages, but for those of a kind in ``inverted``."""
+        behind = start
         while start < end:
             request = bytearray(
                 _SCAN.pack(
@@ -92,7 +93,12 @@ class PageMap:
             )  # fmt: skip
             count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, request)
             found = self._regions[: 3 * count]
-            yield from zip(found[::3], found[1::3], strict=True)
+            for first, last in zip(found[::3], found[1::3], strict=True):
+                # Where there were more regions than room for them, the kernel says that it ended up to
+                # 2 MiB before the last of them, and tells of those once more (seen with Linux 6.18).
+                if last > behind:
+                    yield max(first, behind), last
+                    behind = last
             start = _SCAN.unpack(request)[_WALK_END]
 
     def _read(self, start: int, end: int, *, anonymous_only: bool) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from memplan.plan.nodes import NodeSpec
 from memplan.plan.plan import Asked, NodePlan, node_plan
 from memplan.plan.tco import price_of, tco_of
 from memplan.records import Finding, Recording
+from memplan.report.focus import focus_csv
 from memplan.report.plan_document import PlanReport, plan_document
 from memplan.results import catalog_of, write_document
 from memplan.specs.costs import Costs
@@ -50,6 +52,8 @@ class Made:
     report: PlanReport
     demand: Demand
     costs: Costs
+    first_month: date
+    """Of the plan: the one after that in which the run was measured."""
 
 
 def read_catalog(path: Path | None) -> tuple[NodeSpec, ...]:
@@ -130,7 +134,12 @@ def plan_of(
         tco=tco,
         findings=(*_doubts(first, model, question), *summary.findings),
     )
-    return Made(report=report, demand=demand, costs=question.costs)
+    return Made(
+        report=report,
+        demand=demand,
+        costs=question.costs,
+        first_month=_month_after(recording.header.started_at),
+    )
 
 
 def plan_json(made: Made) -> dict[str, Any]:
@@ -156,13 +165,17 @@ def plan_json(made: Made) -> dict[str, Any]:
 
 
 def write_plan(made: Made, raw: Mapping[str, Any], folder: Path) -> None:
-    """plan.json, plan.html, plan.md and plan.xlsx; replaces what is there. Raises InputError."""
+    """plan.json, plan.html, plan.md and plan.xlsx, and where there is a fleet plan.focus.csv; replaces
+    what is there. Raises InputError."""
     from memplan.report.xlsx import workbook_of  # noqa: PLC0415 - xlsxwriter, for this one verb
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         (folder / "plan.xlsx").write_bytes(workbook_of(made.report, made.demand, made.costs))
+        if made.report.fleet is not None:
+            rows = focus_csv(made.report.fleet, made.costs, made.first_month)
+            (folder / "plan.focus.csv").write_text(rows, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written: {error.strerror}", hint="name another folder with --out"
@@ -170,6 +183,15 @@ def write_plan(made: Made, raw: Mapping[str, Any], folder: Path) -> None:
     document = plan_document(made.report)
     write_document(document, folder / "plan.html", force=True)
     write_document(document, folder / "plan.md", force=True)
+
+
+def _month_after(started_at: str) -> date:
+    """``started_at`` in ISO 8601; this month where a run does not say."""
+    try:
+        day = date.fromisoformat(started_at[:10])
+    except ValueError:
+        day = datetime.now(UTC).date()
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 def read_plan(path: Path) -> dict[str, Any]:

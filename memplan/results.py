@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from memplan.builtin import builtin_path
@@ -26,6 +27,7 @@ from memplan.report.json_document import (
 )
 from memplan.report.limits import Verdict
 from memplan.report.limits_section import SUBJECT_NAMES
+from memplan.report.llm_d import llm_d_report
 from memplan.report.markdown import markdown_of
 from memplan.report.pieces import Document
 from memplan.report.terminal import print_document
@@ -135,9 +137,22 @@ def write_report(
     force: bool,
     gateways: Sequence[GatewaySummary] = (),
 ) -> None:
-    """One self-contained page, or Markdown, as ``target`` ends. Raises InputError when it exists or
-    cannot be written."""
+    """One self-contained page, Markdown, or for one run llm-d's Benchmark Report, as ``target`` ends.
+    Raises InputError when it exists or cannot be written."""
+    if target.suffix.lower() in (".yaml", ".yml"):
+        _write(target, _llm_d_text(found, target), force=force)
+        return
     write_document(document_of(found, catalog_of(nodes), gateways=gateways), target, force=force)
+
+
+def _llm_d_text(found: Sequence[Found], target: Path) -> str:
+    """Raises InputError for several runs: the format is of one."""
+    if len(found) != 1:
+        raise InputError(
+            f"{target}: llm-d's Benchmark Report is of one run, got {len(found)}",
+            hint="name one run, or write --out report.html",
+        )
+    return yaml.safe_dump(llm_d_report(*found[0]), sort_keys=False)
 
 
 def _write(target: Path, text: str, *, force: bool) -> None:

@@ -30,12 +30,27 @@ def untouched(pages: int) -> mmap.mmap:
     return area
 
 
-def test_touched_pages_are_resident_and_no_others(pages: PageMap) -> None:
-    area = untouched(5000)
-    for page in range(0, 5000, 2):  # more separate runs than one call to the kernel returns
+@pytest.mark.parametrize("count", [5000, 60_000])
+def test_touched_pages_are_resident_and_no_others(pages: PageMap, count: int) -> None:
+    """More separate runs than one call to the kernel returns, and over more than one page table: there
+    it tells of some twice."""
+    area = untouched(count)
+    for page in range(0, count, 2):
         area[page * PAGE_BYTES] = 1
     start = address_of(area)
-    assert pages.resident_bytes(start, start + len(area)) == 2500 * PAGE_BYTES
+    assert pages.resident_bytes(start, start + len(area)) == count // 2 * PAGE_BYTES
+
+
+def test_resident_regions_are_ascending_and_apart() -> None:
+    area, touched = untouched(60_000), set()
+    for page in range(0, 60_000, 2):
+        touched.add(address_of(area) + page * PAGE_BYTES)
+        area[page * PAGE_BYTES] = 1
+    start = address_of(area)
+    found = list(PageMap().resident_regions(start, start + len(area)))
+    assert all(a < b and b <= c for (a, b), (c, _) in pairwise(found))
+    told = [page for first, last in found for page in range(first, last, PAGE_BYTES)]
+    assert told == sorted(touched)
 
 
 def test_a_range_is_widened_to_whole_pages(pages: PageMap) -> None:

@@ -134,6 +134,7 @@ def replay(
             deployment,
             trace_format=trace_format,
             columns=columns,
+            limit=limit,
             length_scale=length_scale,
             replicas=replicas,
         )

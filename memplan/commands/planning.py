@@ -41,7 +41,7 @@ def plan(
     zones: Annotated[int, typer.Option(help="Zones that nodes are spread over.")] = 3,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for plan.json, plan.html, plan.md and plan.xlsx."),
+        typer.Option("--out", help="Folder for plan.json, .html, .md, .xlsx and .focus.csv."),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,

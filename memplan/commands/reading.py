@@ -14,7 +14,10 @@ from memplan.commands.options import ForceOption, JsonOption
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or a profile's folder.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; report.html in the first run.")
+        Path | None,
+        typer.Option(
+            "--out", help="File .html, .md, or .yaml (llm-d); report.html in the first run."
+        ),
     ] = None,
     nodes: Annotated[
         Path | None, typer.Option(help="CSV of node shapes and prices; a built-in one.")

@@ -204,17 +204,23 @@ def _per_million(capacity: Capacity, month: float | None, load: float, field: st
 
 
 def _per_class(capacity: Capacity, month: float | None, load: float) -> dict[str, float | None]:
-    held = {one.name: one.resident_mean_bytes or 0.0 for one in capacity.classes}
-    whole = sum(held.values())
+    shares = class_shares(capacity)
     found: dict[str, float | None] = {}
     for one in capacity.classes:
         rate = one.requests_per_s * load
-        if month is None or rate <= 0 or whole <= 0:
+        if month is None or rate <= 0 or not shares:
             found[one.name] = None
         else:
-            share = held[one.name] / whole
-            found[one.name] = month * share / (rate * SECONDS_PER_MONTH) * 1e3
+            found[one.name] = month * shares[one.name] / (rate * SECONDS_PER_MONTH) * 1e3
     return found
+
+
+def class_shares(capacity: Capacity) -> dict[str, float]:
+    """What part of all costs each class carries: that of the memory that its requests held over time.
+    Empty where none is known to have held any."""
+    held = {one.name: one.resident_mean_bytes or 0.0 for one in capacity.classes}
+    whole = sum(held.values())
+    return {name: size / whole for name, size in held.items()} if whole > 0 else {}
 
 
 def _dram(node: NodeSpec, nodes: int, costs: Costs) -> dict[float, float]:

@@ -201,7 +201,7 @@ def _class(one: ClassSummary) -> Json:
             "input": _percentiles(one.input_tokens, ""),
             "output": _percentiles(one.output_tokens, ""),
         },
-        "memory": {"cpu": _place(one.cpu), "gpu": _place(one.gpu) if one.gpu else None},
+        "memory": {"cpu": place_json(one.cpu), "gpu": place_json(one.gpu) if one.gpu else None},
         "latency": {
             "ttft_s": _percentiles(one.ttft_s, ""),
             "tpot_s": _percentiles(one.tpot_s, ""),
@@ -211,7 +211,7 @@ def _class(one: ClassSummary) -> Json:
     }
 
 
-def _place(memory: PlaceMemory) -> Json:
+def place_json(memory: PlaceMemory) -> Json:
     return {
         "co_resident": _percentiles(memory.co_resident, "_bytes"),
         "co_resident_by_request": _percentiles(memory.co_resident_by_request, "_bytes"),

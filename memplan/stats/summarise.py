@@ -146,9 +146,9 @@ def _class_summary(
         output_tokens=percentiles(lambda r: r.output_tokens),
         cpu=cpu,
         gpu=place_memory("gpu", requests, served, owned["gpu"]) if on_gpu else None,
-        ttft_s=latency(_ttft_s),
-        tpot_s=latency(_tpot_s),
-        e2e_s=latency(_e2e_s),
+        ttft_s=latency(ttft_s_of),
+        tpot_s=latency(tpot_s_of),
+        e2e_s=latency(e2e_s_of),
         admission=class_admission(requests, recording.outcomes, percentiles),
     )
 
@@ -156,19 +156,19 @@ def _class_summary(
 _NOT_RUN = ("rejected", "failed")
 
 
-def _ttft_s(outcome: RequestRecord) -> float | None:
+def ttft_s_of(outcome: RequestRecord) -> float | None:
     if outcome.first_token_s is None or outcome.intended_s is None:
         return None
     return outcome.first_token_s - outcome.intended_s
 
 
-def _tpot_s(outcome: RequestRecord) -> float | None:
+def tpot_s_of(outcome: RequestRecord) -> float | None:
     if outcome.end_s is None or outcome.first_token_s is None or outcome.output_tokens_run < 2:
         return None
     return (outcome.end_s - outcome.first_token_s) / (outcome.output_tokens_run - 1)
 
 
-def _e2e_s(outcome: RequestRecord) -> float | None:
+def e2e_s_of(outcome: RequestRecord) -> float | None:
     if outcome.end_s is None or outcome.intended_s is None:
         return None
     return outcome.end_s - outcome.intended_s

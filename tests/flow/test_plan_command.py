@@ -82,7 +82,9 @@ def test_the_files_are_written_once_and_say_the_same(
     out = tmp_path / "plan"
     found = planned(folder, capsys, "--demand", "40", "--out", str(out))
     assert json.loads((out / "plan.json").read_text()) == found
-    assert {one.name for one in out.iterdir()} == {"plan.json", "plan.html", "plan.md", "plan.xlsx"}
+    assert {one.name for one in out.iterdir()} == {
+        f"plan.{ending}" for ending in ("json", "html", "md", "xlsx", "focus.csv")
+    }
     replicas = f"holds {found['nodes'][0]['replicas']} replicas"
     assert replicas in (out / "plan.html").read_text()
     assert replicas in (out / "plan.md").read_text()

@@ -55,6 +55,16 @@ def replayed(
     return document
 
 
+def test_the_probe_takes_the_lengths_of_the_rows_that_are_replayed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--pace", "--dilation", "auto", "--limit", "1")
+    replayed(folder, capsys, *options)
+    (only,) = read_run(folder / "run").requests
+    probed = read_run(folder / "run-probe").requests
+    assert {one.input_tokens for one in probed} == {only.input_tokens} == {100}
+
+
 def fit_of(document: dict[str, Any]) -> dict[str, Any]:
     fit: dict[str, Any] = document["fidelity"]["against_reference"]
     return fit

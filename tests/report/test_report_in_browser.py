@@ -4,6 +4,7 @@ import base64
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 
 import pytest
 from example_run import (
@@ -129,6 +130,24 @@ def test_no_table_is_wider_than_a_laptop_shows(browser: Chrome) -> None:
         .filter((box) => box.scrollWidth > box.clientWidth)
         .map((box) => box.querySelector('table').id)"""
     assert browser.execute_script(script) == []
+
+
+AXE = """
+const done = arguments[arguments.length - 1];
+axe.run(document, {resultTypes: ['violations']}).then((found) => done(found.violations.map(
+  (one) => `${one.id}: ${one.help}: ${one.nodes.slice(0, 3).map((node) => node.html.slice(0, 160))}`
+)));
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_passes_an_accessibility_check(browser: Chrome, scheme: str) -> None:
+    """axe-core's rules of WCAG 2.1 A and AA and its best practices, in both colours."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.execute_script((files("axe_core_python") / "axe.min.js").read_text())
+    browser.set_script_timeout(60)
+    assert browser.execute_async_script(AXE) == []
 
 
 def test_it_prints_on_a4_and_charts_come_back_to_the_screens_width(browser: Chrome) -> None:
