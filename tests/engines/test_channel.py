@@ -3,6 +3,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memplan.engines.channel import Channel, ChannelClosedError
 
@@ -110,3 +112,33 @@ def test_nothing_can_be_said_to_an_end_that_is_gone(
     theirs.close()
     with pytest.raises(ChannelClosedError):
         say(ours, {"n": 1})  # type: ignore[operator]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.binary(max_size=60)), min_size=1, max_size=8),
+    st.lists(st.integers(1, 40), max_size=30),
+)
+def test_bytes_come_whole_however_they_are_cut(
+    contents: list[bytes | None], sizes: list[int]
+) -> None:
+    """Newlines in them, too; and messages without any between them."""
+    messages = [
+        {"n": n} if packed is None else {"n": n, "packed": packed}
+        for n, packed in enumerate(contents)
+    ]
+    recorder, sink = Channel.pair()
+    recorder.send(*messages)
+    stream = sink.recv(1 << 20)
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    found: list[dict[str, object]] = []
+    for size in [*sizes, len(stream)]:
+        piece, stream = stream[:size], stream[size:]
+        if piece:
+            theirs.sendall(piece)
+            found += channel.receive(0.01)
+    assert found == messages
+    for one in (recorder, channel):
+        one.close()
+    for end in (sink, theirs):
+        end.close()

@@ -6,6 +6,7 @@ written to. Only their addresses tell how much of them is resident.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from array import array
@@ -30,6 +31,8 @@ class MappedChunks:
         self._pages = pages
         self._looked_at: list[Span] = []
         self._found: list[Span] = []
+        self._unclear_bytes = -1
+        """What they were together when they could not be told apart last: not looked for again."""
 
     def resident_bytes(self, mapped_bytes: int) -> int | None:
         """Of all of them, of which mallinfo2 says that they are ``mapped_bytes``.
@@ -38,12 +41,13 @@ class MappedChunks:
         aligned chunk), a page only looks like one, another thread was faster, or none may be read
         (Linux before 6.7, or a sandbox without process_vm_readv).
         """
+        if mapped_bytes == self._unclear_bytes:
+            return None
         if _size_of(self._found) != mapped_bytes:
-            try:
+            with contextlib.suppress(OSError):
                 self._look_again(mapped_bytes)
-            except OSError:
-                return None
         if _size_of(self._found) != mapped_bytes:
+            self._unclear_bytes = mapped_bytes
             return None
         return sum(self._pages.resident_bytes(start, end) for start, end in self._found)
 
