@@ -16,6 +16,7 @@ from memplan.pages import Area, PageMap, areas
 
 # glibc maps a thread's arena in heaps of this size, aligned to it (HEAP_MAX_SIZE, malloc/arena.c).
 _HEAP_ALIGNMENT_BYTES = 64 << 20
+_MORE_BYTES = 256 << 10
 
 
 class HostComposition:
@@ -35,19 +36,22 @@ class HostComposition:
         self._pool = pool
         self._interpreter_bytes = interpreter_bytes
         self._arenas: tuple[Area, ...] = ()
-        self._arenas_bytes = -1
+        self._code: tuple[Area, ...] = ()
+        self._looked_at = (-1, -1)
         self._mapped = MappedChunks(self._pages)
 
     def read(self) -> Mapping[str, int]:
         """Gauges in bytes: ``engine.kv_resident``, ``host.interpreter``, ``host.heap_used`` and
         ``host.heap_free``: resident, and of no use to anyone; ``host.heap_untouched``: the part of used
-        that was never written to. A part without a source is absent."""
+        that was never written to; ``host.jit_code``: what libraries compiled while they ran. A part
+        without a source is absent."""
         gauges = dict(heap_gauges())
+        self._look(gauges.get("host.heap_arenas", 0), gauges.get("host.heap_used", 0))
         if "host.heap_arenas" in gauges:
             in_arenas = gauges["host.heap_used"] - gauges["host.heap_mapped"]
-            resident = self._arena_pages(gauges["host.heap_arenas"])
-            gauges["host.heap_free"] = max(0, resident - in_arenas)
+            gauges["host.heap_free"] = max(0, self._resident(self._arenas) - in_arenas)
             gauges |= self._untouched(gauges["host.heap_mapped"])
+        gauges["host.jit_code"] = self._resident(self._code)
         if self._pool is not None:
             gauges["engine.kv_resident"] = self._pages.resident_bytes(*self._pool)
         if self._interpreter_bytes is not None:
@@ -68,12 +72,18 @@ class HostComposition:
         resident = self._mapped.resident_bytes(mapped_bytes)
         return {} if resident is None else {"host.heap_untouched": mapped_bytes - resident}
 
-    def _arena_pages(self, arenas_bytes: int) -> int:
-        """Resident bytes of malloc's arenas. Where they lie is looked up again when they grew."""
-        if arenas_bytes != self._arenas_bytes:
-            self._arenas = _arenas(areas())
-            self._arenas_bytes = arenas_bytes
-        return sum(self._pages.resident_bytes(a.start, a.end) for a in self._arenas)
+    def _look(self, arenas_bytes: int, used_bytes: int) -> None:
+        """Where arenas and code lie, again when the arenas grew or more was handed out: who compiles
+        keeps something beside its code."""
+        now = arenas_bytes, used_bytes // _MORE_BYTES
+        if now != self._looked_at:
+            self._looked_at = now
+            found = areas()
+            self._arenas = _arenas(found)
+            self._code = tuple(one for one in found if "x" in one.permissions and not one.name)
+
+    def _resident(self, found: tuple[Area, ...]) -> int:
+        return sum(self._pages.resident_bytes(a.start, a.end) for a in found)
 
 
 def _arenas(found: tuple[Area, ...]) -> tuple[Area, ...]:

@@ -16,10 +16,10 @@ from memplan.stats.summary import Attribution
 BY_PAGES = (
     "weights: resident pages of the parameters (after warm-up); kv: resident pages of the pool; "
     "activations: tensors live at the step's peak and not at its end, or a lower bound where they are "
-    "not counted; runtime: files and private pages of libraries, Python's arenas, what malloc handed "
-    "out beside weights, less what of its mapped chunks nobody wrote to; slack: resident pages of "
-    "malloc's arenas that nobody uses; page cache: mapped file pages that are neither weights nor there "
-    "at idle"
+    "not counted; runtime: files and private pages of libraries, Python's arenas, code that was "
+    "compiled while it ran, what malloc handed out beside weights, less what of its mapped chunks was "
+    "never written to; slack: resident pages of malloc's arenas that nobody uses; page cache: mapped "
+    "file pages that are neither weights nor there at idle"
 )
 BY_DIFFERENCE = (
     "weights: resident pages of the parameters (pagemap, after warm-up); kv: blocks written; "
@@ -137,6 +137,7 @@ def _named_runtime(engine: EngineFacts, composed: Mapping[str, int]) -> Mapping[
         - composed.get("host.heap_untouched", 0)
         - in_heap,
         "interpreter": composed.get("host.interpreter", 0),
+        "JIT code": composed.get("host.jit_code", 0),
         "adapters": composed.get("engine.adapters", 0) if engine.device == "cpu" else 0,
         "kept buffers": composed.get("engine.buffers", 0),
         "not told apart": _idle_without_source(engine),
@@ -150,7 +151,10 @@ def _idle_without_source(engine: EngineFacts) -> int:
     idle = engine.idle
     if "host.interpreter" in idle and "host.heap_used" in idle:
         return 0
-    counted = ("engine.kv_resident", "host.heap_used", "host.heap_free", "host.library_data")
+    counted = (
+        *("engine.kv_resident", "host.heap_used", "host.heap_free", "host.library_data"),
+        "host.jit_code",
+    )
     apart = idle.get("engine.weights_resident", 0) - sum(
         idle.get(f"engine.weights_resident_{place}", 0) for place in ("mapped", "heap")
     )

@@ -118,6 +118,15 @@ def test_the_composition_is_read_at_a_new_peak_and_else_seldom(meter: SegmentMet
     assert closed(meter, "step", compose=True).gauges["engine.kv_resident"] == 16 * MIB
 
 
+def test_code_that_was_compiled_while_the_process_ran_is_told_apart() -> None:
+    before = HostComposition(pool=None, interpreter_bytes=None).read()["host.jit_code"]
+    code = mmap.mmap(-1, 3 * MIB, flags=FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE | 4)
+    code[: 2 * MIB] = bytes([1]) * (2 * MIB)
+    after = HostComposition(pool=None, interpreter_bytes=None).read()["host.jit_code"]
+    assert after - before == pytest.approx(2 * MIB, abs=64 << 10)
+    code.close()
+
+
 FREED = """
 import ctypes, json
 from memplan.engines.composition import HostComposition

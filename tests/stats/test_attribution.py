@@ -334,6 +334,18 @@ def test_what_malloc_handed_out_and_nobody_wrote_to_is_no_runtime() -> None:
     assert made.unexplained_bytes - by_pages().unexplained_bytes == 17 * MIB
 
 
+def test_code_that_was_compiled_meanwhile_is_runtime() -> None:
+    worst = segment(
+        end_s=7.0,
+        peak={"host.hwm": 378 * MIB},
+        gauges={"host.rss": 372 * MIB, **COMPOSED, "host.jit_code": 4 * MIB},
+    )
+    made = host_attribution([worst], engine(idle=IDLE_BY_PAGES), composed=worst.gauges)
+    assert made is not None
+    assert made.runtime_parts["JIT code"] == 4 * MIB
+    assert by_pages().unexplained_bytes - made.unexplained_bytes == 4 * MIB
+
+
 def test_counted_pages_leave_only_what_no_source_names() -> None:
     made = by_pages()
     assert made.weights_bytes == 120 * MIB
