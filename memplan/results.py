@@ -103,8 +103,9 @@ def failures_of(
     return tuple(told)
 
 
-def write_document(document: Document, target: Path, *, force: bool) -> None:
-    """As its file's ending says. Raises InputError for another ending, and where it cannot be."""
+def write_document(document: Document, target: Path, *, force: bool, also: str = "") -> None:
+    """As its file's ending says. Raises InputError for another ending, and where it cannot be; ``also``:
+    what else the caller would have written."""
     match target.suffix.lower():
         case ".md":
             text = markdown_of(document)
@@ -114,7 +115,7 @@ def write_document(document: Document, target: Path, *, force: bool) -> None:
             text = html_of(document)
         case _:
             raise InputError(
-                f"{target}: got the ending {target.suffix or 'none'}, expected .html or .md",
+                f"{target}: got the ending {target.suffix or 'none'}, expected .html or .md{also}",
                 hint="--out report.html, or --out report.md for a pull request",
             )
     _write(target, text, force=force)
@@ -142,7 +143,8 @@ def write_report(
     if target.suffix.lower() in (".yaml", ".yml"):
         _write(target, _llm_d_text(found, target), force=force)
         return
-    write_document(document_of(found, catalog_of(nodes), gateways=gateways), target, force=force)
+    document = document_of(found, catalog_of(nodes), gateways=gateways)
+    write_document(document, target, force=force, also=", or .yaml for llm-d")
 
 
 def _llm_d_text(found: Sequence[Found], target: Path) -> str:

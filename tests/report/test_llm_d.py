@@ -101,6 +101,8 @@ def test_it_is_written_where_the_files_ending_says_so(
     both = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert run(["report", *both, "--out", str(tmp_path / "both.yaml")]) == 2
     assert "is of one run, got 2" in capsys.readouterr().err
+    assert run(["report", str(tmp_path / "a"), "--out", str(tmp_path / "a.txt")]) == 2
+    assert "expected .html or .md, or .yaml for llm-d" in capsys.readouterr().err
 
 
 def test_a_profiles_run_is_one_too() -> None:
