@@ -47,7 +47,10 @@ def test_resident_regions_are_ascending_and_apart() -> None:
         touched.add(address_of(area) + page * PAGE_BYTES)
         area[page * PAGE_BYTES] = 1
     start = address_of(area)
-    found = list(PageMap().resident_regions(start, start + len(area)))
+    try:
+        found = list(PageMap().resident_regions(start, start + len(area)))
+    except OSError:
+        pytest.skip("regions are told from Linux 6.7 on")
     assert all(a < b and b <= c for (a, b), (c, _) in pairwise(found))
     told = [page for first, last in found for page in range(first, last, PAGE_BYTES)]
     assert told == sorted(touched)
