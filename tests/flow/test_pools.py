@@ -171,3 +171,30 @@ def test_every_fault_of_pools_and_routes_is_told_at_once(
         'route "two" can never be taken',
     ):
         assert words in said, words
+
+
+def test_a_user_who_gives_up_leaves_the_pool_and_tries_no_other(
+    pools: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Patience counts from the arrival at the gateway: of one that is put off it is over when it is
+    handed over."""
+    rows = [
+        {"timestamp": 0, "input_length": 100, "output_length": 3, "cancel_after_ms": 150},
+        {"timestamp": 0, "input_length": 100, "output_length": 3},
+        {"timestamp": 1, "input_length": 100, "output_length": 3, "cancel_after_ms": 5000},
+    ]
+    lines = [json.dumps(one) + "\n" for one in ({"memplan_trace": 1}, *rows)]
+    (pools / "trace.jsonl").write_text("".join(lines))
+    document = replayed(pools, capsys)
+    outcomes = {one.request_id: one for one in read_gateway(pools / "run").paths}
+    first, second, put_off = (outcomes[name] for name in sorted(outcomes))
+    assert (first.outcome, second.outcome, put_off.outcome) == (
+        "cancelled",
+        "completed",
+        "cancelled",
+    )
+    assert [len(one.attempts) for one in (first, second, put_off)] == [1, 1, 1]
+    assert first.end_s == pytest.approx(0.2, abs=0.05)  # a step had to end first
+    assert put_off.attempts[0].sent_s == pytest.approx(10, abs=0.1)
+    assert put_off.end_s is not None and put_off.end_s - put_off.attempts[0].sent_s < 0.2
+    assert document["answered"] == 1
