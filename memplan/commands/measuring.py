@@ -169,7 +169,7 @@ def replay(
                 quality=meter,
             )
         )
-    # Only now: what summarises and prints takes 7 MiB of the process that sends.
+    # Only now: the process that sends needs nothing that summarises and prints.
     from memplan.results import print_runs, read_gateways, read_runs
 
     found = read_runs([folder])

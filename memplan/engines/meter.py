@@ -27,7 +27,7 @@ from memplan.engines.raw_segments import (
 )
 from memplan.records import SegmentKind
 
-_NOTHING: Mapping[str, int] = {}
+_NOTHING: Mapping[str, int] = {}  # no proxy: marshal packs plain dicts only
 _NO_LIBRARY = Compiled(path=None, reason="no library was given")
 
 KEEP_MARK = "MEMPLAN_KEEP_HIGH_WATER"

@@ -15,7 +15,7 @@ from typing import Any
 
 from memplan.records import Recording, RequestRecord, Segment
 from memplan.report.json_document import place_json
-from memplan.stats.percentiles import weighted_quantile
+from memplan.stats.percentiles import weighted_quantiles
 from memplan.stats.summarise import e2e_s_of, tpot_s_of, ttft_s_of
 from memplan.stats.summary import RunSummary
 
@@ -236,7 +236,7 @@ def _statistics(pairs: Weighted, units: str) -> Json | None:
         "mean": mean,
         "stddev": math.sqrt(variance),
         "min": min(values),
-        **{name: weighted_quantile(pairs, level) for name, level in _LEVELS.items()},
+        **dict(zip(_LEVELS, weighted_quantiles(pairs, _LEVELS.values()), strict=True)),
         "max": max(values),
     }
 

@@ -116,7 +116,15 @@ def of_process(
 
 def weighted_quantile(pairs: Sequence[tuple[float, float]], p: float) -> float:
     """The smallest value whose cumulative weight reaches ``p`` of the whole."""
-    return _Spread.of(pairs).at(p)
+    return weighted_quantiles(pairs, [p])[0]
+
+
+def weighted_quantiles(
+    pairs: Sequence[tuple[float, float]], levels: Iterable[float]
+) -> list[float]:
+    """The same at each of ``levels``."""
+    spread = _Spread.of(pairs)
+    return [spread.at(p) for p in levels]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from itertools import count
 
 from memplan.records import Request
 
@@ -14,10 +15,9 @@ class Due:
     def __init__(self, requests: Iterable[Request], began_s: float) -> None:
         self._heap: list[tuple[float, int, Request]] = []
         self._followers: dict[str, list[tuple[int, Request]]] = {}
-        self._count = -1
-        """Keeps those that are due together in their order."""
-        for number, one in enumerate(requests):
-            self._count = number
+        self._numbers = count()
+        """Keep those that are due together in their order."""
+        for number, one in zip(self._numbers, requests, strict=False):
             if one.follows is None:
                 self._heap.append((began_s + one.arrival_s, number, one))
             else:
@@ -47,8 +47,7 @@ class Due:
 
     def asked_again(self, request: Request, at_s: float, *, instead_of: str) -> None:
         """Those that follow the one that failed follow this one."""
-        self._count += 1
-        heapq.heappush(self._heap, (at_s, self._count, request))
+        heapq.heappush(self._heap, (at_s, next(self._numbers), request))
         followers = self._followers.pop(instead_of, None)
         if followers is not None:
             self._followers[request.request_id] = followers
