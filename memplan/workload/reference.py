@@ -113,17 +113,15 @@ def lives_of(rows: Sequence[TraceRow], reference: Reference) -> tuple[Life, ...]
         if service is None:
             unknown += 1
             continue
-        given_up_s = inf if row.cancel_after_s is None else row.cancel_after_s
-        in_service_s = min(service[1], given_up_s)
-        lives.append(
-            Life(
-                start_s=row.timestamp_s,
-                prefill_s=min(service[0], in_service_s),
-                end_s=row.timestamp_s + in_service_s,
-                input_tokens=row.input_tokens,
-                output_tokens=row.output_tokens,
-            )
+        life = Life(
+            start_s=row.timestamp_s,
+            prefill_s=service[0],
+            end_s=row.timestamp_s + service[1],
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
         )
+        given_up_s = row.timestamp_s + (inf if row.cancel_after_s is None else row.cancel_after_s)
+        lives.append(life.until(given_up_s))
     if unknown:
         raise InputError(
             f"--reference observed: {unknown:,} of {len(rows):,} rows say nothing of how long they took",

@@ -93,8 +93,12 @@ def judged_requests(
 
     chosen = windows_of(lives, trace.span_s, against.within_s, feed_of)
     named = [
-        replace(row, request_id=name)
-        for row, name in zip(trace.rows, request_ids(trace), strict=True)
+        replace(row, request_id=n) for row, n in zip(trace.rows, request_ids(trace), strict=True)
+    ]
+    # Who gave up asks for no more than the reference had given by then, at the reference's pace.
+    named = [
+        row if row.cancel_after_s is None else _until(row, life, life.end_s, classes)[0]
+        for row, life in zip(named, lives, strict=True)
     ]
     requests: list[Request] = []
     windows: list[WindowFacts] = []
@@ -151,7 +155,8 @@ def judged_requests(
 def _until(
     row: TraceRow, life: Life, end_s: float, classes: Sequence[ClassSpec]
 ) -> tuple[TraceRow, Life]:
-    """What a window sees of a request, which would keep the engine long after the window is over."""
+    """What is seen of a request that would keep the engine for longer: by a window that is over, or by a
+    user who gave up."""
     cut = life.until(end_s)
     label = row.class_label or class_of_row(classes, row)
     return replace(row, output_tokens=cut.output_tokens, class_label=label), cut
@@ -169,6 +174,7 @@ def _loaded(
         input_tokens=rest.input_tokens,
         output_tokens=rest.output_tokens,
         class_label=row.class_label or class_of_row(classes, row),
+        cancel_after_s=None,  # counted from its arrival; what is left of it ends by then
     )
     return named, life
 
@@ -206,6 +212,7 @@ def probe_requests(
                     input_tokens=tokens,
                     output_tokens=_PROBE_OUTPUT_TOKENS,
                     prefix_ids=(),
+                    cancel_after_s=None,
                 )
             )
     return tuple(requests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 from memplan.errors import InputError
 from memplan.records import Request
@@ -38,7 +39,8 @@ def in_turns(
         found.append(request)
         service = service_of(row, known)
         if service is not None:
-            before.append((row.timestamp_s + service[1], request.request_id))
+            given_up_s = inf if row.cancel_after_s is None else row.cancel_after_s
+            before.append((row.timestamp_s + min(service[1], given_up_s), request.request_id))
         elif row.session_id is not None:
             unknown += 1
     if unknown:

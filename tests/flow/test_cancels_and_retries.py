@@ -109,6 +109,28 @@ def test_the_report_counts_them_apart_from_failures(
     assert "requests_not_run" not in {one["code"] for one in document["findings"]}
 
 
+def test_at_a_references_pace_they_get_what_the_reference_had_given_by_then(
+    tmp_path: Path,
+) -> None:
+    rows = [row(0, cancel_after_ms=500), row(0, cancel_after_ms=10), row(0, output=4)]
+    found = replayed(tmp_path, rows, "--reference", "prefill=10000,tpot=100ms", "--pace")
+    gone, early, stays = (found.outcomes[one.request_id] for one in found.requests)
+    # 20 ms of prompt, and a token each 100 ms.
+    assert (gone.output_tokens_run, stays.output_tokens_run) == (5, 4)
+    assert early.output_tokens_run <= 1
+    assert gone.end_s is not None and gone.intended_s is not None
+    assert gone.end_s - gone.intended_s == pytest.approx(0.5, abs=0.06)
+    assert [one.service_e2e_s for one in found.requests] == pytest.approx([0.5, 0.01, 0.42])
+
+
+def test_a_probe_has_nobody_who_gives_up(tmp_path: Path) -> None:
+    rows = [row(at * 100, cancel_after_ms=300) for at in range(30)]
+    options = ("--reference", "prefill=10000,tpot=100ms", "--pace", "--dilation", "auto")
+    replayed(tmp_path, rows, *options)
+    probed = read_run(tmp_path / "run-probe")
+    assert {one.outcome for one in probed.outcomes.values()} == {"completed"}
+
+
 @pytest.mark.parametrize("value", [-1, True, "soon", 1e13])
 def test_a_time_that_is_none_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any
