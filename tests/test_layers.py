@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "builtin": WING,
     "stats": HINGE | {"in_flight", "life"},
     "plan": HINGE | {"specs", "stats"},
+    "simulator": {"plan", "compiled"},
     "report": HINGE | {"specs", "stats", "plan"},
     "results": HINGE | {"specs", "stats", "plan", "report", "recording", "builtin", "gateway_file"},
     "trace_document": HINGE | {"report", "workload"},
