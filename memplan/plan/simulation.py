@@ -116,7 +116,7 @@ class Served:
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
+class PlainRequest:
     at: int
     prompt: int
     output: int
@@ -141,16 +141,18 @@ def simulate_plainly(traffic: Traffic, rules: ReplicaRules, replicas: int) -> Se
     served = Served.empty(len(traffic), replicas)
     for replica in range(replicas):
         mine = [int(at) for at in np.flatnonzero(traffic.replica == replica)]
-        _Replica(traffic, rules, served, replica).run(mine)
+        PlainReplica(traffic, rules, served, replica).run(mine)
     return served
 
 
-class _Replica:
+class PlainReplica:
+    """One replica, a step at a time."""
+
     def __init__(self, traffic: Traffic, rules: ReplicaRules, served: Served, replica: int) -> None:
         self.traffic, self.rules, self.served, self.replica = traffic, rules, served, replica
         self.now_ps = 0
-        self.waiting: list[_Request] = []
-        self.running: list[_Request] = []
+        self.waiting: list[PlainRequest] = []
+        self.running: list[PlainRequest] = []
         """In the order of admission."""
 
     def run(self, mine: list[int]) -> None:
@@ -164,7 +166,7 @@ class _Replica:
             self.step()
 
     def arrive(self, at: int) -> None:
-        one = _Request(
+        one = PlainRequest(
             at=at,
             prompt=int(self.traffic.prompt_tokens[at]),
             output=int(self.traffic.output_tokens[at]),
@@ -193,13 +195,13 @@ class _Replica:
         most = self.served.most_waiting
         most[self.replica] = max(int(most[self.replica]), len(self.waiting))
 
-    def entry(self, one: _Request) -> int:
+    def entry(self, one: PlainRequest) -> int:
         blocks = self.rules.blocks
         if one.reserved:
             return max(blocks(one.known), blocks(one.reserved))
         return min(blocks(one.known) + 1, blocks(one.prompt + one.output - 1))
 
-    def claim(self, one: _Request) -> int:
+    def claim(self, one: PlainRequest) -> int:
         return max(one.held, self.rules.blocks(one.known), self.rules.blocks(one.reserved))
 
     def step(self) -> None:
@@ -222,7 +224,7 @@ class _Replica:
                 budget -= count
         self.book(decodes)
 
-    def place(self, one: _Request, count: int) -> bool:
+    def place(self, one: PlainRequest, count: int) -> bool:
         """Whether it has the blocks for so many tokens more; who makes way is the youngest without a
         row."""
         needed = self.rules.blocks(one.computed + count)
