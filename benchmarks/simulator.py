@@ -5,9 +5,9 @@ Lengths are those of the Azure code trace, arrivals Poisson at `--rate` requests
 A step takes what a Llama-3-8B might on one accelerator: the law is declared, not measured, and the same
 for all. `--requests` go to `--replicas`, round robin. In the same run the first replicas' traffic is
 simulated once more by a SimPy model of the same rules and by `plan.simulation.simulate_plainly`, where
-every request must end at the same picosecond, and by Vidur. Its rules (Sarathi's scheduler) are not ours:
-it admits by prompt. So its answer is compared, not required to be equal. CPU seconds of the simulation
-alone, `--rounds` in turn, medians.
+every request must end at the same picosecond, and by Vidur. Its rules (Sarathi's scheduler) are not
+ours: it admits by prompt. So its answer is compared, not required to be equal. CPU seconds of the
+simulation alone, `--rounds` in turn, medians.
 
     pip install simpy
     python -m venv vidur && vidur/bin/pip install vidur==0.0.26
@@ -261,9 +261,7 @@ def main() -> int:
                 "steps": int(served.steps.sum()),
                 "cpu_s": took,
                 "requests_per_s_and_core": per_s,
-                "times_as_fast_as": {
-                    name: per_s["memplan"] / per_s[name] for name in per_s if name != "memplan"
-                },
+                "times_as_fast_as": faster,
                 "every_request_ends_at_the_same_picosecond": same,
                 "against_vidur": against_vidur or None,
             }
@@ -271,11 +269,7 @@ def main() -> int:
         print(
             f"{rate:g} requests/s and replica, busy {loads[-1]['busy_share']:.0%}: "
             f"{per_s['memplan'] / 1e6:.2f} M requests/s and core; "
-            + "; ".join(
-                f"{per_s['memplan'] / per_s[name]:,.0f} x {name}"
-                for name in per_s
-                if name != "memplan"
-            )
+            + "; ".join(f"{times:,.0f} x {name}" for name, times in faster.items())
             + f"; the same ends: {all(same.values())}; against Vidur {against_vidur}"
         )
     result = {
