@@ -13,8 +13,8 @@ request is admitted for its prompt, which is known, and for so many output token
 - slots: the longest context for each. VPA-like: p90 of requests x 1.15. KRR-like: the largest x 1.15.
 - mean: as many as the mean request allows.
 - Poisson: as many as keep a normal sum of independent requests below the pool but for the target.
-- oracle: knows every output, and admits, in order of arrival, whoever still fits at each moment until all
-  have ended (the future peak of Gong et al., ASPLOS 2025, with true lengths).
+- oracle: knows every output, and admits, in order of arrival, whoever still fits at each moment until
+  all have ended (the future peak of Gong et al., ASPLOS 2025, with true lengths).
 
 Rules without admission choose a rate of arrivals (thinned at random, `--seeds` times) whose overflow on
 the half that they were fitted on is at the target; their oracle is that choice on the half that they are
