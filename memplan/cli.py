@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from memplan.commands import comparing, measuring, planning, reading, tracing, verifying
+from memplan.commands import comparing, measuring, planning, reading, simulating, tracing, verifying
 from memplan.errors import MemplanError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for command in (
     comparing.compare,
     comparing.check,
     planning.plan,
+    simulating.simulate,
     verifying.verify,
     measuring.demo,
     reading.doctor,

@@ -30,6 +30,8 @@ class StepLaw:
     """For each request that decodes."""
     kv_token_ps: int
     """For each token whose KV the step reads."""
+    pair_ps: int = 0
+    """For each prompt token, and each token before its chunk: attention's part of a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +96,13 @@ class Served:
     steps: Whole
     peak_blocks: Whole
     most_waiting: Whole
+    most_running: Whole
 
     @classmethod
     def empty(cls, requests: int, replicas: int) -> Served:
         never = [np.full(requests, NEVER, dtype=np.int64) for _ in range(3)]
         zero = [np.zeros(requests, dtype=np.int64) for _ in range(2)]
-        each = [np.zeros(replicas, dtype=np.int64) for _ in range(6)]
+        each = [np.zeros(replicas, dtype=np.int64) for _ in range(7)]
         return cls(
             status=zero[0],
             admitted_ps=never[0],
@@ -112,6 +115,7 @@ class Served:
             steps=each[3],
             peak_blocks=each[4],
             most_waiting=each[5],
+            most_running=each[6],
         )
 
 
@@ -253,6 +257,7 @@ class PlainReplica:
             + law.prompt_token_ps * (sum(one.row for one in rows) - decodes)
             + law.decode_ps * decodes
             + law.kv_token_ps * sum(one.computed for one in rows)
+            + law.pair_ps * sum(one.row * one.computed for one in rows if not one.is_decoding)
         )
         held = sum(one.held for one in self.running)
         self.now_ps += took_ps
@@ -261,6 +266,7 @@ class PlainReplica:
         served.over_ps[here] += took_ps if held > self.rules.over else 0
         served.peak_blocks[here] = max(int(served.peak_blocks[here]), held)
         served.last_ps[here] = self.now_ps
+        served.most_running[here] = max(int(served.most_running[here]), len(self.running))
         for one in rows:
             one.computed += one.row
             if one.computed == one.known:

@@ -21,12 +21,12 @@ def simulate(traffic: Traffic, rules: ReplicaRules, replicas: int) -> Served:
     served = Served.empty(len(traffic), replicas)
     mine = np.argsort(traffic.replica, kind="stable").astype(np.int64)
     first = np.searchsorted(traffic.replica[mine], np.arange(replicas + 1)).astype(np.int64)
-    totals = np.zeros((6, replicas), dtype=np.int64)
+    totals = np.zeros((7, replicas), dtype=np.int64)
     law = rules.law
-    numbers = (ctypes.c_int64 * 10)(
+    numbers = (ctypes.c_int64 * 11)(
         rules.pool_blocks, rules.block_tokens, rules.max_requests, rules.batch_tokens,
         rules.queue_limit, rules.over,
-        law.step_ps, law.prompt_token_ps, law.decode_ps, law.kv_token_ps,
+        law.step_ps, law.prompt_token_ps, law.decode_ps, law.kv_token_ps, law.pair_ps,
     )  # fmt: skip
     columns = [
         np.ascontiguousarray(one, dtype=np.int64)
@@ -60,6 +60,7 @@ def simulate(traffic: Traffic, rules: ReplicaRules, replicas: int) -> Served:
             served.steps,
             served.peak_blocks,
             served.most_waiting,
+            served.most_running,
         ),
         totals,
         strict=True,

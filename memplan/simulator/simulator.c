@@ -12,7 +12,7 @@ typedef int64_t whole;
 
 typedef struct {
     whole pool_blocks, block_tokens, max_requests, batch_tokens, queue_limit, over_blocks;
-    whole step_ps, prompt_token_ps, decode_ps, kv_token_ps;
+    whole step_ps, prompt_token_ps, decode_ps, kv_token_ps, pair_ps;
 } rules_t;
 
 /* One that runs. Blocks that it may claim and the last known token are kept, because admission asks. */
@@ -30,7 +30,7 @@ typedef struct {
 } waiting_t;
 
 typedef struct {
-    whole busy_ps, over_ps, last_ps, steps, peak_blocks, most_waiting;
+    whole busy_ps, over_ps, last_ps, steps, peak_blocks, most_waiting, most_running;
 } totals_t;
 
 typedef struct {
@@ -162,7 +162,7 @@ static void end_of_step(replica_t *p) {
 
 static void one_step(replica_t *p) {
     const rules_t *r = p->r;
-    whole budget = r->batch_tokens, decodes = 0, prompts = 0, read = 0;
+    whole budget = r->batch_tokens, decodes = 0, prompts = 0, read = 0, pairs = 0;
     for (whole i = 0; i < p->n; i++) p->running[i].row = 0;
     for (whole i = 0; i < p->n && budget;) {
         if (!is_decoding(&p->running[i])) {
@@ -188,13 +188,19 @@ static void one_step(replica_t *p) {
         }
     }
     for (whole i = 0; i < p->n; i++)
-        if (p->running[i].row) read += p->running[i].computed;
-    whole took = r->step_ps + r->prompt_token_ps * prompts + r->decode_ps * decodes + r->kv_token_ps * read;
+        if (p->running[i].row) {
+            const request_t *q = &p->running[i];
+            read += q->computed;
+            if (!is_decoding(q)) pairs += q->row * q->computed;
+        }
+    whole took = r->step_ps + r->prompt_token_ps * prompts + r->decode_ps * decodes +
+                 r->kv_token_ps * read + r->pair_ps * pairs;
     p->now_ps += took;
     p->t.steps++;
     p->t.busy_ps += took;
     if (p->held > r->over_blocks) p->t.over_ps += took;
     p->t.peak_blocks = most(p->t.peak_blocks, p->held);
+    p->t.most_running = most(p->t.most_running, p->n);
     p->t.last_ps = p->now_ps;
     for (whole i = 0; i < p->n; i++) {
         request_t *q = &p->running[i];
@@ -282,6 +288,7 @@ static whole many_steps(replica_t *p) {
         ended |= q->out == q->output;
     }
     p->t.peak_blocks = most(p->t.peak_blocks, p->held);
+    p->t.most_running = most(p->t.most_running, n);
     /* Who came before the last of these steps found nobody gone yet. */
     meet(p, p->now_ps - (first + more * (count - 1)));
     p->t.most_waiting = most(p->t.most_waiting, p->tail - p->head);
@@ -290,7 +297,7 @@ static whole many_steps(replica_t *p) {
 }
 
 /* ``mine``: the rows of each replica one after another, from first[replica] to first[replica + 1].
- * ``totals``: [6][replicas]. 0, or -1 without memory. */
+ * ``totals``: [7][replicas]. 0, or -1 without memory. */
 int memplan_simulate(const rules_t *rules, const columns_t *columns, const whole *mine,
                      const whole *first, whole replicas, whole *totals) {
     whole longest = 0;
@@ -313,7 +320,7 @@ int memplan_simulate(const rules_t *rules, const columns_t *columns, const whole
             if (p.n && !many_steps(&p)) one_step(&p);
         }
         const whole *found = (const whole *)&p.t;
-        for (int at = 0; at < 6; at++) totals[at * replicas + one] = found[at];
+        for (int at = 0; at < 7; at++) totals[at * replicas + one] = found[at];
     }
     free(running);
     free(queue);

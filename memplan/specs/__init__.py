@@ -7,6 +7,7 @@ from memplan.specs.classes import (
     ClassSpec,
     ClassWhen,
     Typical,
+    classes_of_record,
 )
 from memplan.specs.deployment import Deployment
 from memplan.specs.loading import load_deployment
@@ -26,6 +27,7 @@ __all__ = [
     "Settings",
     "TokenRange",
     "Typical",
+    "classes_of_record",
     "json_schema",
     "load_deployment",
 ]

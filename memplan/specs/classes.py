@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
 from memplan.specs.values import Bytes, Count, Name, Operations, Part, Range, Seconds, TokenRange
@@ -92,6 +95,23 @@ class ClassSpec(Part):
             *(f"label {key} is {value}" for key, value in self.when.labels.items()),
         ]
         return ", ".join(parts) or "every request"
+
+
+def classes_of_record(deployment: Mapping[str, Any]) -> tuple[ClassSpec, ...]:
+    """Names and rules of a recording's classes; of a recording without any, those built in."""
+    found = deployment.get("classes") or ()
+    return (
+        tuple(
+            ClassSpec(
+                name=one["name"],
+                when=ClassWhen.model_validate(
+                    {key: value for key, value in one.get("when", {}).items() if value}
+                ),
+            )
+            for one in found
+        )
+        or BUILTIN_CLASSES
+    )
 
 
 BUILTIN_CLASSES = (

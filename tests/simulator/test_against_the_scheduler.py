@@ -58,6 +58,7 @@ def by_the_scheduler(traffic: Traffic, rules: ReplicaRules) -> Served:
             + law.decode_ps * decodes
             + law.prompt_token_ps * sum(row.count for row in rows if not row.is_decode)
             + law.kv_token_ps * sum(row.start for row in rows)
+            + law.pair_ps * sum(row.count * row.start for row in rows if not row.is_decode)
         )
         scheduler.commit(rows, [1] * sum(row.wants_token for row in rows))
         for row in rows:

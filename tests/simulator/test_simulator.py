@@ -19,7 +19,7 @@ from memplan.plan.simulation import (
 )
 from memplan.simulator import simulate
 
-LAW = StepLaw(step_ps=100, prompt_token_ps=10, decode_ps=3, kv_token_ps=1)
+LAW = StepLaw(step_ps=100, prompt_token_ps=10, decode_ps=3, kv_token_ps=1, pair_ps=2)
 
 
 def rules_of(**changed: int) -> ReplicaRules:
@@ -60,6 +60,7 @@ def random_case(seed: int) -> tuple[Traffic, ReplicaRules, int]:
         prompt_token_ps=int(rng.integers(0, 50)),
         decode_ps=int(rng.integers(0, 50)),
         kv_token_ps=int(rng.integers(0, 20)),
+        pair_ps=int(rng.integers(0, 5)),
     )
     rules = ReplicaRules(
         pool_blocks=pool,
@@ -111,9 +112,9 @@ def test_without_a_compiler_the_plain_rules_answer(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("way", [simulate, simulate_plainly])
 def test_one_request_by_hand(way) -> None:
     """A prompt of 20 in steps of 16 and 4, then two more tokens: 4 steps, with 0, 16, 20 and 21 tokens
-    read."""
+    read, and 4 of the prompt behind 16 others."""
     served = way(traffic_of((50, 20, 3, 22)), rules_of(), 1)
-    prefill = (100 + 160) + (100 + 40 + 16)
+    prefill = (100 + 160) + (100 + 40 + 16 + 2 * 4 * 16)
     decode = (100 + 3 + 20) + (100 + 3 + 21)
     assert served.admitted_ps[0] == 50
     assert served.first_token_ps[0] == 50 + prefill

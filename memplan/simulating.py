@@ -1,0 +1,395 @@
+"""From one run and traffic to what replicas of it would do with that traffic: laws are fitted to the
+run, rules are its engine's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memplan.errors import InputError, RecordingError
+from memplan.plan.memory_model import MemoryModel, Prediction, fit_memory, observations_of
+from memplan.plan.simulation import (
+    COMPLETED,
+    NEVER,
+    PS_PER_S,
+    QUEUE_FULL,
+    TOO_LONG,
+    ReplicaRules,
+    Served,
+    StepLaw,
+    Traffic,
+)
+from memplan.plan.step_law import StepFit, fit_steps
+from memplan.records import Finding, Recording, Request
+from memplan.simulator import simulate
+
+ENGINES = ("torch", "ballast", "scripted")
+"""Whose rules are known to the step."""
+FEWEST_FOR_P99 = 100
+NOT_NEAR = 0.2
+"""A mean end-to-end time of the run's own requests that is further off is a finding."""
+_Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Of completed requests; None: of none, or of too few for it."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedClass:
+    name: str
+    requests: int
+    too_long: int
+    """Could never run."""
+    turned_away: int
+    """The queue was full."""
+    ttft_s: Spread
+    e2e_s: Spread
+    late: int
+    """Of those that ran: beyond a service level objective of the class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """The same traffic with one limit eased."""
+
+    name: str
+    failed: int
+    """Late, turned away or too long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    replicas: int
+    requests: int
+    requests_per_s: float
+    """That came, to all replicas together."""
+    duration_s: float
+    classes: tuple[SimulatedClass, ...]
+    failed: int
+    preemptions: int
+    busy_share: float
+    """Of all replicas' time until the last request ended."""
+    peak_kv_tokens: int
+    """Of the replica that held the most."""
+    pool_tokens: int
+    most_running: int
+    most_waiting: int
+    memory: Prediction | None
+    """Of that replica, by the run's fitted law; None where it holds none."""
+    what_if: tuple[WhatIf, ...]
+    """By what helps most; empty where nothing failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRun:
+    """The run's own requests, simulated: over measured."""
+
+    requests: int
+    ttft_ratio: float
+    e2e_ratio: float
+    """Of the means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulator:
+    """One run's laws and rules."""
+
+    fit: StepFit
+    rules: ReplicaRules
+    is_whole: bool
+    """Requests are admitted for all that they will hold."""
+    kv_bytes_per_token: int
+    model: MemoryModel | None
+    objectives: dict[str, dict[str, float | None]]
+    """Class → ttft_s, tpot_s, e2e_s."""
+    own: OwnRun
+    findings: tuple[Finding, ...]
+
+
+def simulator_of(path: str, recording: Recording) -> Simulator:
+    """Raises RecordingError for a run whose engine's rules are not simulated, or that shows too
+    little."""
+    deployment: Mapping[str, Any] = recording.header.deployment
+    settings = deployment.get("settings", {})
+    if deployment.get("engine") not in ENGINES or not recording.engines:
+        raise RecordingError(
+            f"{path}: its engine is {deployment.get('engine')!r}, and the rules of "
+            f"{', '.join(ENGINES)} are those that can be simulated",
+            hint="replay the trace on engine torch",
+        )
+    if unknown := _not_simulated(settings):
+        raise RecordingError(
+            f"{path}: its engine ran with {', '.join(unknown)}, which is not simulated",
+            hint="replay a variant without it, and simulate that run",
+        )
+    fit = fit_steps(recording)
+    if fit is None or not _done(recording):
+        raise RecordingError(
+            f"{path}: too few steps ran to say how long one takes, or none of its requests was "
+            "completed",
+            hint="replay more requests",
+        )
+    facts = recording.engines[-1]
+    rules = ReplicaRules(
+        pool_blocks=max(1, facts.kv_pool_tokens // facts.kv_block_tokens),
+        block_tokens=facts.kv_block_tokens,
+        max_requests=facts.max_requests,
+        batch_tokens=settings["max_batch_tokens"],
+        law=fit.law,
+        queue_limit=settings.get("queue_limit") or 0,
+    )
+    is_whole = settings.get("kv_reserve", "whole") == "whole"
+    own = _own_run(recording, rules, is_whole)
+    return Simulator(
+        fit=fit,
+        rules=rules,
+        is_whole=is_whole,
+        kv_bytes_per_token=facts.kv_bytes_per_token,
+        model=fit_memory(list(observations_of(recording))),
+        objectives={one["name"]: one.get("slo", {}) for one in deployment.get("classes", ())},
+        own=own,
+        findings=_doubts(fit, own),
+    )
+
+
+def simulate_requests(
+    simulator: Simulator, requests: Sequence[Request], replicas: int, rate: float | None
+) -> Simulation:
+    """Round robin over the replicas; ``rate``: requests a second to all of them, by stretching the time
+    between arrivals. Raises InputError for a rate that these requests cannot have."""
+    arrival_s = np.array([one.arrival_s for one in requests])
+    if rate is not None:
+        span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
+        if span_s <= 0:
+            raise InputError(
+                f"--rate {rate:g}: these {len(requests)} requests all come at once, so no rate "
+                "stretches them",
+                hint="leave --rate out, or take more rows of the trace",
+            )
+        arrival_s = (arrival_s - arrival_s[0]) * ((len(requests) - 1) / rate / span_s)
+    traffic = _traffic(requests, arrival_s, np.arange(len(requests)) % replicas, simulator.is_whole)
+    served = simulate(traffic, simulator.rules, replicas)
+    late = _late(simulator, requests, traffic, served)
+    failed = int(np.sum(late | (served.status != COMPLETED)))
+    last_ps = int(served.last_ps.max())
+    came_s = float(arrival_s[-1] - arrival_s[0])
+    peak_tokens = int(served.peak_blocks.max()) * simulator.rules.block_tokens
+    return Simulation(
+        replicas=replicas,
+        requests=len(requests),
+        requests_per_s=(len(requests) - 1) / came_s if came_s else 0.0,
+        duration_s=last_ps / PS_PER_S,
+        classes=_classes(requests, traffic, served, late),
+        failed=failed,
+        preemptions=int(served.preemptions.sum()),
+        busy_share=float(served.busy_ps.sum()) / (last_ps * replicas) if last_ps else 0.0,
+        peak_kv_tokens=peak_tokens,
+        pool_tokens=simulator.rules.pool_blocks * simulator.rules.block_tokens,
+        most_running=int(served.most_running.max()),
+        most_waiting=int(served.most_waiting.max()),
+        memory=None
+        if simulator.model is None
+        else simulator.model.predict(
+            kv_bytes=peak_tokens * simulator.kv_bytes_per_token,
+            sequences=int(served.most_running.max()),
+            largest_step_tokens=min(
+                simulator.rules.batch_tokens, simulator.model.measured["largest_step_tokens"][1]
+            ),
+        ),
+        what_if=_what_if(simulator, requests, traffic, replicas) if failed else (),
+    )
+
+
+# --- steps ------------------------------------------------------------------------------------------
+
+
+def _not_simulated(settings: Mapping[str, Any]) -> list[str]:
+    plain: dict[str, tuple[Any, ...]] = {
+        "prefix_sharing": ("off",),
+        "batching": ("continuous",),
+        "overload": ("wait", "reject"),
+        "preempt": ("recompute",),
+        "offload": ("never",),
+        "chunk_prompts": (True,),
+        "lanes": ([], ()),
+        "adapters": ({},),
+        "degrade": ([], ()),
+        "memory_budget_bytes": (None,),
+    }
+    return [
+        f"{name}: {settings[name]}"
+        for name, known in plain.items()
+        if name in settings and settings[name] not in known
+    ]
+
+
+def _traffic(
+    requests: Sequence[Request], arrival_s: _Seconds, replica: npt.NDArray[Any], is_whole: bool
+) -> Traffic:
+    prompts = np.array([max(1, one.input_tokens) for one in requests], dtype=np.int64)
+    outputs = np.array([max(1, one.output_tokens) for one in requests], dtype=np.int64)
+    return Traffic(
+        arrival_ps=(arrival_s * PS_PER_S).astype(np.int64),
+        prompt_tokens=prompts,
+        output_tokens=outputs,
+        reserved_tokens=prompts + outputs - 1 if is_whole else np.zeros_like(prompts),
+        replica=replica.astype(np.int64),
+    )
+
+
+def _late(
+    simulator: Simulator, requests: Sequence[Request], traffic: Traffic, served: Served
+) -> npt.NDArray[np.bool_]:
+    ran = served.end_ps != NEVER
+    spent = {
+        "ttft_s": (served.first_token_ps - traffic.arrival_ps) / PS_PER_S,
+        "e2e_s": (served.end_ps - traffic.arrival_ps) / PS_PER_S,
+        "tpot_s": (served.end_ps - served.first_token_ps)
+        / PS_PER_S
+        / np.maximum(traffic.output_tokens - 1, 1),
+    }
+    late = np.zeros(len(requests), dtype=bool)
+    for name, taken_s in spent.items():
+        allowed_s = np.array(
+            [simulator.objectives.get(one.class_name, {}).get(name) or np.inf for one in requests]
+        )
+        late |= ran & (taken_s > allowed_s)
+    return late
+
+
+def _classes(
+    requests: Sequence[Request],
+    traffic: Traffic,
+    served: Served,
+    late: npt.NDArray[np.bool_],
+) -> tuple[SimulatedClass, ...]:
+    names = np.array([one.class_name for one in requests])
+    found = []
+    for name in dict.fromkeys(one.class_name for one in requests):
+        mine = names == name
+        ran = mine & (served.end_ps != NEVER)
+        found.append(
+            SimulatedClass(
+                name=name,
+                requests=int(mine.sum()),
+                too_long=int(np.sum(mine & (served.status == TOO_LONG))),
+                turned_away=int(np.sum(mine & (served.status == QUEUE_FULL))),
+                ttft_s=_spread((served.first_token_ps - traffic.arrival_ps)[ran] / PS_PER_S),
+                e2e_s=_spread((served.end_ps - traffic.arrival_ps)[ran] / PS_PER_S),
+                late=int(np.sum(mine & late)),
+            )
+        )
+    return tuple(found)
+
+
+def _spread(values: _Seconds) -> Spread:
+    if not len(values):
+        return Spread(p50=None, p95=None, p99=None)
+    p50, p95, p99 = (float(one) for one in np.quantile(values, (0.5, 0.95, 0.99), method="higher"))
+    return Spread(
+        p50=p50,
+        p95=p95 if len(values) >= FEWEST_FOR_P99 // 5 else None,
+        p99=p99 if len(values) >= FEWEST_FOR_P99 else None,
+    )
+
+
+def _what_if(
+    simulator: Simulator, requests: Sequence[Request], traffic: Traffic, replicas: int
+) -> tuple[WhatIf, ...]:
+    rules, law = simulator.rules, simulator.rules.law
+    eased = {
+        "twice the KV pool": dataclasses.replace(rules, pool_blocks=2 * rules.pool_blocks),
+        "twice the requests in flight": dataclasses.replace(
+            rules, max_requests=2 * rules.max_requests
+        ),
+        "twice the tokens of a step": dataclasses.replace(
+            rules, batch_tokens=2 * rules.batch_tokens
+        ),
+        "steps in half the time": dataclasses.replace(rules, law=_half(law)),
+    }
+    found = []
+    for name, changed in eased.items():
+        served = simulate(traffic, changed, replicas)
+        late = _late(simulator, requests, traffic, served)
+        found.append(WhatIf(name=name, failed=int(np.sum(late | (served.status != COMPLETED)))))
+    more = dataclasses.replace(traffic, replica=np.arange(len(traffic)) % (2 * replicas))
+    served = simulate(more, rules, 2 * replicas)
+    late = _late(simulator, requests, more, served)
+    found.append(
+        WhatIf(name="twice the replicas", failed=int(np.sum(late | (served.status != COMPLETED))))
+    )
+    return tuple(sorted(found, key=lambda one: one.failed))
+
+
+def _half(law: StepLaw) -> StepLaw:
+    return StepLaw(
+        **{one.name: max(getattr(law, one.name) // 2, 0) for one in dataclasses.fields(StepLaw)}
+    )
+
+
+def _own_run(recording: Recording, rules: ReplicaRules, is_whole: bool) -> OwnRun:
+    """Each wave on an engine of its own, as it was."""
+    waves = {name: at for at, name in enumerate(dict.fromkeys(r.wave for r in recording.requests))}
+    done = sorted(_done(recording), key=lambda one: one.arrival_s)
+    arrival_s = np.array([one.arrival_s for one in done])
+    traffic = _traffic(done, arrival_s, np.array([waves[one.wave] for one in done]), is_whole)
+    served = simulate(traffic, rules, len(waves))
+    ran = served.end_ps != NEVER
+    records = [recording.outcomes[one.request_id] for one in done]
+    measured_s = np.array(
+        [
+            (
+                (one.first_token_s or 0.0) - (one.intended_s or 0.0),
+                (one.end_s or 0.0) - (one.intended_s or 0.0),
+            )
+            for one in records
+        ]
+    )[ran]
+    simulated_s = (
+        np.column_stack([served.first_token_ps, served.end_ps])[ran]
+        - traffic.arrival_ps[ran][:, None]
+    ) / PS_PER_S
+    ratios = simulated_s.mean(axis=0) / measured_s.mean(axis=0)
+    return OwnRun(requests=int(ran.sum()), ttft_ratio=float(ratios[0]), e2e_ratio=float(ratios[1]))
+
+
+def _done(recording: Recording) -> list[Request]:
+    return [
+        one
+        for one in recording.requests
+        if recording.outcomes[one.request_id].outcome == "completed" and one.cancel_after_s is None
+    ]
+
+
+def _doubts(fit: StepFit, own: OwnRun) -> tuple[Finding, ...]:
+    found = []
+    if not abs(own.e2e_ratio - 1) <= NOT_NEAR:
+        found.append(
+            Finding(
+                code="simulation_not_near",
+                text=f"The run's own {own.requests} requests take {own.e2e_ratio:.2f} of their measured "
+                "end-to-end time when they are simulated: latencies below are no better than that.",
+                hint="Replay on a quiet machine, or more requests.",
+            )
+        )
+    if abs(fit.held_out_error) > NOT_NEAR:
+        found.append(
+            Finding(
+                code="step_law_is_weak",
+                text=f"A law of the run's first half misses the time of its second half's steps by "
+                f"{fit.held_out_error:+.0%}.",
+                hint="Replay traffic that varies more, or on a quiet machine.",
+            )
+        )
+    return tuple(found)
