@@ -25,11 +25,15 @@ from memplan.report.plan_document import PlanReport, plan_document
 from memplan.results import catalog_of, write_document
 from memplan.specs.costs import Costs
 from memplan.stats.summary import RunSummary
+from memplan.units import bytes_text
 
 MOST_NODES = 8
 """Without --node: those whose replicas are cheapest."""
 MARGIN_RATIO = 0.1
 """On what a replica holds above idle, in its container's request."""
+
+NOTABLE_GROWTH = 0.05
+"""Of what an idle replica holds."""
 
 NOT_THE_NEED = ("refaults", "memory_pressure", "swap_used", "engine_degraded")
 """Findings of a run whose resident memory shrank under pressure: no plan is made from it."""
@@ -132,7 +136,7 @@ def plan_of(
         nodes=tuple(plans),
         fleet=fleet,
         tco=tco,
-        findings=(*_doubts(first, model, question), *summary.findings),
+        findings=(*_doubts(first, model, question, recording), *summary.findings),
     )
     return Made(
         report=report,
@@ -249,7 +253,9 @@ def _threads(recording: Recording) -> int | None:
     return (int(text) or None) if text.isdecimal() else None
 
 
-def _doubts(first: NodePlan, model: MemoryModel | None, question: Question) -> list[Finding]:
+def _doubts(
+    first: NodePlan, model: MemoryModel | None, question: Question, recording: Recording
+) -> list[Finding]:
     found = []
     over, asked = first.overflow, question.asked.overflow
     if over.upper > asked:
@@ -290,7 +296,29 @@ def _doubts(first: NodePlan, model: MemoryModel | None, question: Question) -> l
                 hint="Replay traffic that varies more, or a profile's ladder.",
             )
         )
+    if model is not None and (finding := _grows_with_lengths(model, recording)) is not None:
+        found.append(finding)
     return found
+
+
+def _grows_with_lengths(model: MemoryModel, recording: Recording) -> Finding | None:
+    """What the run did not see of memory that each new length of a prompt chunk costs for good."""
+    term = next(one for one in model.terms if one.name == "chunk_lengths")
+    settings: Mapping[str, Any] = recording.header.deployment.get("settings", {})  # type: ignore[assignment]
+    most, seen = settings.get("max_batch_tokens", 0), model.measured["chunk_lengths"][1]
+    more_bytes = term.low * (most - seen)
+    if more_bytes <= NOTABLE_GROWTH * model.fixed.value:
+        return None
+    return Finding(
+        code="memory_grows_with_lengths",
+        text=f"Each length of a prompt chunk that was not there before costs "
+        f"{bytes_text(round(term.value))} for good (95 %: {bytes_text(round(term.low))} to "
+        f"{bytes_text(round(term.high))}): the matrix library keeps code for it. The run saw {seen:.0f} "
+        f"of {most} lengths; with all of them a replica would hold {bytes_text(round(more_bytes))} or "
+        "more on top, which this plan does not count.",
+        hint="Replay a longer trace; or keep less of it, with settings.env "
+        "{ONEDNN_PRIMITIVE_CACHE_CAPACITY: 64} in a variant.",
+    )
 
 
 def _node_json(one: NodePlan) -> dict[str, Any]:

@@ -206,6 +206,10 @@ def simulate_requests(
             largest_step_tokens=min(
                 simulator.rules.batch_tokens, simulator.model.measured["largest_step_tokens"][1]
             ),
+            chunk_lengths=max(
+                _chunk_lengths(traffic, simulator.rules.batch_tokens),
+                simulator.model.measured["chunk_lengths"][1],
+            ),
         ),
         what_if=_what_if(simulator, requests, traffic, replicas) if failed else (),
     )
@@ -246,6 +250,13 @@ def _traffic(
         reserved_tokens=prompts + outputs - 1 if is_whole else np.zeros_like(prompts),
         replica=replica.astype(np.int64),
     )
+
+
+def _chunk_lengths(traffic: Traffic, batch_tokens: int) -> int:
+    """Different lengths of what is left of a prompt for its last step, of the replica that reads most;
+    what decodes beside it takes of a step makes more."""
+    pairs = np.unique(traffic.replica * batch_tokens + traffic.prompt_tokens % batch_tokens)
+    return int(np.bincount(pairs // batch_tokens).max())
 
 
 def _late(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -36,9 +36,16 @@ def plan(
     growth: Annotated[float, typer.Option(help="Growth a month; 0.05 is 5 %.")] = 0.0,
     months: Annotated[int, typer.Option(help="How many.")] = 12,
     loss: Annotated[
-        str, typer.Option(help="What may fail without turning requests away: none | node | zone.")
+        str,
+        typer.Option(
+            help="What may fail without turning requests away: none | node | zone | spot."
+        ),
     ] = "node",
     zones: Annotated[int, typer.Option(help="Zones that nodes are spread over.")] = 3,
+    spot_ratio: Annotated[
+        float,
+        typer.Option(help="Share of the nodes that may be taken back at once, for --loss spot."),
+    ] = 0.25,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for plan.json, .html, .md, .xlsx and .focus.csv."),
@@ -58,8 +65,10 @@ def plan(
     from memplan.results import print_one, read_runs
     from memplan.specs.costs import Costs, load_costs
 
-    if loss not in ("none", "node", "zone"):
-        raise InputError(f"--loss: got {loss!r}, expected none, node or zone", hint="--loss node")
+    if loss not in get_args(Loss):
+        raise InputError(
+            f"--loss: got {loss!r}, expected none, node, zone or spot", hint="--loss node"
+        )
     if not 0 <= overflow < 1:
         raise InputError(
             f"--overflow: got {overflow:g}, expected a share of time from 0 to below 1",
@@ -84,6 +93,7 @@ def plan(
             months=months,
             loss=cast(Loss, loss),
             zones=zones,
+            spot_ratio=spot_ratio,
         ),
         costs=load_costs(costs) if costs is not None else Costs(memplan_costs=1),
     )

@@ -1,7 +1,7 @@
 """Nodes over time: one capacity and a demand that grows in, nodes of each month out.
 
 Spare nodes stand beside those that the traffic needs: one for a node that fails, one zone's share for
-a zone.
+a zone, a share of all for spot nodes that are taken back together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from memplan.errors import InputError
 from memplan.plan.capacity import Capacity, Fleet, FleetPeriod
 from memplan.plan.cost import HOURS_PER_MONTH
 
-Loss = Literal["none", "node", "zone"]
+Loss = Literal["none", "node", "zone", "spot"]
 """What may fail without requests being turned away."""
 MOST_MONTHS = 120
 
@@ -32,6 +32,8 @@ class Demand:
     months: int = 12
     loss: Loss = "node"
     zones: int = 3
+    spot_ratio: float = 0.25
+    """Of all nodes, that may be taken back at once, under the loss of ``spot``."""
 
 
 def fleet_of(capacity: Capacity, demand: Demand) -> Fleet | None:
@@ -47,22 +49,24 @@ def fleet_of(capacity: Capacity, demand: Demand) -> Fleet | None:
     )
 
 
-def spare_nodes(serving: int, loss: Loss, zones: int) -> int:
+def spare_nodes(serving: int, demand: Demand) -> int:
     """So many that what is left after the loss still serves: with nodes spread over Z zones, Z / (Z − 1)
-    of those that serve."""
-    match loss:
+    of those that serve; where a share s of spot nodes goes, 1 / (1 − s)."""
+    match demand.loss:
         case "none":
             return 0
         case "node":
             return 1
         case "zone":
-            return math.ceil(serving / (zones - 1))
+            return math.ceil(serving / (demand.zones - 1))
+        case "spot":
+            return math.ceil(serving / (1 - demand.spot_ratio) - 1e-9) - serving
 
 
 def _period(demand: Demand, month: int, per_node: float) -> FleetPeriod:
     peak = demand.peak_requests_per_s * (1 + demand.growth_per_month) ** month
     serving = max(1, math.ceil(peak / per_node - 1e-9))
-    spare = spare_nodes(serving, demand.loss, demand.zones)
+    spare = spare_nodes(serving, demand)
     return FleetPeriod(
         label=f"month {month + 1}",
         hours=HOURS_PER_MONTH,
@@ -88,6 +92,10 @@ def _check(demand: Demand) -> None:
     if demand.loss == "zone" and demand.zones < 2:
         faults.append(
             f"zones: got {demand.zones}, expected at least 2, or one that fails takes all"
+        )
+    if demand.loss == "spot" and not 0 < demand.spot_ratio < 1:
+        faults.append(
+            f"spot ratio: got {demand.spot_ratio:g}, expected a share of the nodes above 0 and below 1"
         )
     if faults:
         raise InputError.of_faults("plan", faults, hint="correct these options")

@@ -1,5 +1,5 @@
 """Recordings in, one replica's fitted law of memory out: fixed + a·KV + b·sequences + c·largest
-step, with intervals, and a bound on what the law leaves open.
+step + d·chunk lengths, with intervals, and a bound on what the law leaves open.
 
 It refuses to answer beyond what was measured, and says by how much a question goes beyond.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ from memplan.plan.capacity import Evidence
 from memplan.records import EngineFacts, Recording
 from memplan.stats.intervals import student_t
 
-Feature = Literal["kv_bytes", "sequences", "largest_step_tokens"]
-FEATURES: tuple[Feature, ...] = ("kv_bytes", "sequences", "largest_step_tokens")
+Feature = Literal["kv_bytes", "sequences", "largest_step_tokens", "chunk_lengths"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 BLOCKS = 30
 """Contiguous parts of a recording that count as independent: neighbouring steps hold nearly the same."""
 FEWEST = 3 * BLOCKS
@@ -39,6 +39,10 @@ class Observation:
     largest_step_tokens: float
     """Of all steps since the engine started: the allocator keeps what the largest needed."""
     resident_bytes: float
+    chunk_lengths: float = 0.0
+    """How many different numbers of one prompt's tokens were read in a step, since the engine started:
+    a matrix library compiles code for each, and keeps it (oneDNN with AMX: about 1 MB a length, as
+    reports/LOG.md of 2026-11-27 measured)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,8 @@ class MemoryModel:
     """Feature → the smallest and the largest seen."""
     open_bytes: float
     """What is added for an upper bound: the split-conformal quantile of held-out residuals (Vovk et al.,
-    Algorithmic Learning in a Random World, 2005)."""
+    Algorithmic Learning in a Random World, 2005), of blocks in between or of the later half by a law of
+    the earlier, whichever is more: an engine that keeps what it once needed drifts."""
     worst_bytes: float
     """The largest held-out residual: an observation."""
     n: int
@@ -88,9 +93,18 @@ class MemoryModel:
     """Of the variance, on held-out parts (R²); below 0 where a constant would do better."""
 
     def predict(
-        self, *, kv_bytes: float, sequences: float, largest_step_tokens: float
+        self,
+        *,
+        kv_bytes: float,
+        sequences: float,
+        largest_step_tokens: float,
+        chunk_lengths: float | None = None,
     ) -> Prediction:
-        asked = dict(zip(FEATURES, (kv_bytes, sequences, largest_step_tokens), strict=True))
+        """``chunk_lengths`` None: as many as were measured."""
+        if chunk_lengths is None:
+            chunk_lengths = self.measured["chunk_lengths"][1]
+        values = (kv_bytes, sequences, largest_step_tokens, chunk_lengths)
+        asked = dict(zip(FEATURES, values, strict=True))
         resident = self.fixed.value + math.fsum(
             term.value * asked[name] for term, name in zip(self.terms, FEATURES, strict=True)
         )
@@ -111,17 +125,21 @@ def observations_of(
     key = "host.hwm" if gauge == "host" else "cuda.0.allocated"
     engines = {one.engine_start: one for one in recording.engines}
     largest: dict[int, int] = {}
+    lengths: dict[int, set[int]] = {}
     for segment in recording.segments:
         engine = engines.get(segment.engine_start)
         if engine is None or segment.kind != "step" or key not in segment.peak:
             continue
         tokens = segment.prefill_tokens + segment.decode_tokens
         largest[segment.engine_start] = max(largest.get(segment.engine_start, 0), tokens)
+        of_prompts = lengths.setdefault(segment.engine_start, set())
+        of_prompts.update(one.tokens for one in segment.in_flight if one.tokens > 1)
         yield Observation(
             kv_bytes=_kv_bytes(segment.gauges, segment.in_flight, engine),
             sequences=len(segment.in_flight),
             largest_step_tokens=largest[segment.engine_start],
             resident_bytes=segment.peak[key],
+            chunk_lengths=len(of_prompts),
         )
 
 
@@ -130,8 +148,8 @@ def fit_memory(
 ) -> MemoryModel | None:
     """None below ``FEWEST`` observations. They are taken in their order: neighbours are not independent.
 
-    Ordinary least squares; standard errors are clustered by block (Liang & Zeger 1986) with Student's t
-    of blocks − 1. A feature that never varied, or only together with another, gets no coefficient.
+    Ordinary least squares; standard errors are those of a jackknife over blocks, with Student's t of
+    blocks − 1. A feature that never varied, or only together with another, gets no coefficient.
     """
     if len(found) < FEWEST:
         return None
@@ -143,6 +161,7 @@ def fit_memory(
     beta, error = _clustered(design, held, block)
     reach = student_t(BLOCKS - 1) * error
     residuals = _held_out(design, held, block)
+    later = _later(design, held)
     at = {FEATURES[column]: 1 + place for place, column in enumerate(used)}
     spread = float(np.sum((held - held.mean()) ** 2))
     return MemoryModel(
@@ -158,8 +177,10 @@ def fit_memory(
             name: (float(features[:, at].min()), float(features[:, at].max()))
             for at, name in enumerate(FEATURES)
         },
-        open_bytes=conformal_bound(residuals.tolist(), COVERAGE),
-        worst_bytes=float(residuals.max()),
+        open_bytes=max(
+            conformal_bound(residuals.tolist(), COVERAGE), conformal_bound(later.tolist(), COVERAGE)
+        ),
+        worst_bytes=float(max(residuals.max(), later.max())),
         n=len(found),
         blocks=BLOCKS,
         share_explained=1 - float(residuals @ residuals) / spread if spread else 1.0,
@@ -207,18 +228,20 @@ def _solved(design: _Matrix, held: _Matrix) -> _Matrix:
 def _clustered(
     design: _Matrix, held: _Matrix, block: npt.NDArray[np.int64]
 ) -> tuple[_Matrix, _Matrix]:
-    """Coefficients and their standard errors."""
+    """Coefficients and their standard errors: how much they move when one block is left out (the
+    cluster jackknife, CV3 of MacKinnon, Nielsen & Webb, Journal of Econometrics 2023), because the
+    usual ones are too small for what only ever grows."""
     beta = _solved(design, held)
-    residual = held - design @ beta
     size = np.maximum(np.abs(design).max(axis=0), 1e-300)
     scaled = design / size
-    bread = np.linalg.pinv(scaled.T @ scaled)
-    scores = np.zeros((BLOCKS, design.shape[1]))
-    np.add.at(scores, block, scaled * residual[:, None])
-    n, k = design.shape
-    small = BLOCKS / (BLOCKS - 1) * (n - 1) / (n - k)
-    covariance = small * bread @ (scores.T @ scores) @ bread
-    return beta, np.sqrt(np.maximum(np.diag(covariance), 0)) / size
+    gram, moment = scaled.T @ scaled, scaled.T @ held
+    moved = np.zeros((BLOCKS, design.shape[1]))
+    for at in range(BLOCKS):
+        part = scaled[block == at]
+        without = np.linalg.pinv(gram - part.T @ part) @ (moment - part.T @ held[block == at])
+        moved[at] = without / size - beta
+    spread = (BLOCKS - 1) / BLOCKS * np.sum(moved**2, axis=0)
+    return beta, np.sqrt(spread)
 
 
 def _held_out(design: _Matrix, held: _Matrix, block: npt.NDArray[np.int64]) -> _Matrix:
@@ -226,6 +249,13 @@ def _held_out(design: _Matrix, held: _Matrix, block: npt.NDArray[np.int64]) -> _
     tested = block % 3 == 1
     beta = _solved(design[~tested], held[~tested])
     found: _Matrix = held[tested] - design[tested] @ beta
+    return found
+
+
+def _later(design: _Matrix, held: _Matrix) -> _Matrix:
+    """Residuals of the second half, of a fit on the first."""
+    half = len(held) // 2
+    found: _Matrix = held[half:] - design[half:] @ _solved(design[:half], held[:half])
     return found
 
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memplan.records import EngineFacts, Recording
+from memplan.report.density_section import NodeOffer
 from memplan.report.pieces import Cell, Column, Section, Table
 from memplan.report.replay_sections import main_memory
 from memplan.report.wording import NOTHING, Text, ratio_text
 from memplan.stats.summary import ClassSummary, RunSummary
-from memplan.units import bytes_text, seconds_text
+from memplan.units import bytes_text, seconds_text, usd_text
 
+_MONEY = (
+    "Dollars: nodes full of replicas that all peak at once, on demand, at the rate of the replay; where "
+    "vCPU limits a node, less memory saves nothing there."
+)
 Runs = Sequence[tuple[RunSummary, Recording]]
 Measure = tuple[str, Sequence[float | None], Text]
 """A row: its name, one value a run, and how the value is written."""
 
 
-def comparison_section(runs: Runs) -> Section | None:
-    """None for a single run."""
+def comparison_section(runs: Runs, offers: Sequence[Sequence[NodeOffer]] = ()) -> Section | None:
+    """None for a single run. ``offers``: of each run, the cheapest replica first."""
     if len(runs) < 2:
         return None
-    measures = (*_process_measures(runs), *_class_measures(runs))
+    measures = (*_process_measures(runs), *_money_measures(offers), *_class_measures(runs))
     names = run_names(runs)
     table = Table(
         id="replay-comparison-table",
@@ -31,7 +36,10 @@ def comparison_section(runs: Runs) -> Section | None:
             for measure in measures
             if any(value is not None for value in measure[1])
         ),
-        notes=(f"The second line is the change against {names[0]}, the first of them.",),
+        notes=(
+            f"The second line is the change against {names[0]}, the first of them.",
+            *([_MONEY] if any(offers) else ()),
+        ),
     )
     return Section(
         id="replay-comparison",
@@ -71,6 +79,39 @@ def _process_measures(runs: Runs) -> Iterator[Measure]:
     yield "GPU idle", [one.gpu_idle_bytes for one in summaries], bytes_text
     yield "GPU peak", [one.gpu_peak_bytes for one in summaries], bytes_text
     yield "KV cache of one token", [_kv_per_token(one) for one in engines], bytes_text
+
+
+def _money_measures(offers: Sequence[Sequence[NodeOffer]]) -> Iterator[Measure]:
+    """On the node that is cheapest for the first run, and each run on the node that is cheapest for it:
+    where vCPU limits, less memory saves nothing on the one, and may on the other."""
+    if not offers or not offers[0]:
+        return
+    node = offers[0][0].node
+    same = [next((one for one in each if one.node == node), None) for each in offers]
+    best = [each[0] if each else None for each in offers]
+    yield (
+        f"replicas on {node.instance}",
+        [one.density.replicas if one else None for one in same],
+        lambda value: f"{value:,.0f}",
+    )
+    yield (
+        f"a replica on {node.instance}, a month",
+        [one.usd_per_replica_month if one else None for one in same],
+        usd_text,
+    )
+    yield (
+        "a replica on its cheapest node, a month",
+        [one.usd_per_replica_month if one else None for one in best],
+        usd_text,
+    )
+    yield (
+        "1,000 requests there",
+        [
+            one.cost.on_demand.usd_per_1k_requests if one and one.cost.on_demand else None
+            for one in best
+        ],
+        usd_text,
+    )
 
 
 def _class_measures(runs: Runs) -> Iterator[Measure]:

@@ -49,7 +49,7 @@ def document_of(
     profiles = [run for run in runs if run[0].kind != "replay"]
     offers = [_offers(run, nodes, headroom_ratio) for run in replays]
     sections: list[Section | None] = [paths_section(gateway) for gateway in gateways]
-    sections.append(comparison_section(replays))
+    sections.append(comparison_section(replays, offers))
     for number, (run, offered) in enumerate(zip(replays, offers, strict=True)):
         prefix = f"run{number + 1}-"
         title = f"{run_names(replays)[number]}: " if len(replays) > 1 else ""

@@ -32,6 +32,7 @@ _TERMS = {
     "kv_bytes": "a byte of KV cache",
     "sequences": "a request in flight",
     "largest_step_tokens": "a token of the largest step",
+    "chunk_lengths": "a length of prompt chunks that was not there before",
 }
 
 

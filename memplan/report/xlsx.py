@@ -75,6 +75,7 @@ def inputs_of(report: PlanReport, demand: Demand, costs: Costs) -> tuple[Input, 
         ),
         Input("node_gib", "memory of a node", node.memory_bytes / GIB, "GiB", price),
         Input("zones", "zones", demand.zones, "zones", "asked"),
+        Input("spot_ratio", "spot nodes taken back at once", demand.spot_ratio, "share", "asked"),
         Input("usd_per_node_h", f"a node, {costs.basis}", price_of(node, costs.basis), "USD/h", price)
         if own is None
         else Input("wacc", "cost of capital", costs.wacc, "a year", "costs.yaml"),
@@ -99,6 +100,13 @@ def inputs_of(report: PlanReport, demand: Demand, costs: Costs) -> tuple[Input, 
         ]  # fmt: skip
     return tuple(found)
 
+
+_LOSS = {
+    "none": "nothing is kept for a loss",
+    "node": "so that the loss of a node is carried",
+    "zone": "so that the loss of a zone is carried",
+    "spot": "so that what is left still serves when that share of the nodes is taken back",
+}
 
 # --- sheets -----------------------------------------------------------------------------------
 
@@ -220,10 +228,15 @@ def _tco(book: Any, style: dict[str, Any], report: PlanReport, costs: Costs, los
         'requests_per_s)-0.000000001,0)),"unknown")',
         serving, "busiest traffic over what a node's replicas served",
     )  # fmt: skip
-    spare = {"none": "0", "node": "1", "zone": "ROUNDUP(serving_nodes/(zones-1),0)"}[loss]
+    spare = {
+        "none": "0",
+        "node": "1",
+        "zone": "ROUNDUP(serving_nodes/(zones-1),0)",
+        "spot": "ROUNDUP(serving_nodes/(1-spot_ratio)-0.000000001,0)-serving_nodes",
+    }[loss]
     line(
         "spare_nodes", "spare nodes", spare,
-        fleet.periods[0].nodes_spare if fleet else None, f"so that the loss of a {loss} is carried",
+        fleet.periods[0].nodes_spare if fleet else None, _LOSS[loss],
     )  # fmt: skip
     line(
         "nodes", "nodes, spares included", 'IFERROR(serving_nodes+spare_nodes,"unknown")', nodes, ""

@@ -160,7 +160,7 @@ def test_the_workbook_recalculated_after_a_change_is_memplans_own_sum(
     ("options", "words"),
     [
         (["--node", "m99.huge"], "--node m99.huge: the catalog has no such instance"),
-        (["--loss", "moon"], "--loss: got 'moon', expected none, node or zone"),
+        (["--loss", "moon"], "--loss: got 'moon', expected none, node, zone or spot"),
         (["--overflow", "2"], "--overflow: got 2"),
         (["--demand", "0"], "demand: got 0 requests/s"),
         (["--costs", "{costs}"], "$.own.drm_gib: unknown key"),

@@ -23,11 +23,29 @@ def test_nodes_grow_with_the_traffic_and_one_is_spare() -> None:
 
 @given(st.integers(1, 500), st.integers(2, 6))
 def test_the_loss_of_a_zone_leaves_enough(serving: int, zones: int) -> None:
-    nodes = serving + spare_nodes(serving, "zone", zones)
+    demand = Demand(peak_requests_per_s=1, loss="zone", zones=zones)
+    nodes = serving + spare_nodes(serving, demand)
     fullest = -(-nodes // zones)
     assert nodes - fullest >= serving
     # One spare less would not be enough, but for what does not spread evenly.
     assert nodes - 1 - -(-(nodes - 1) // zones) < serving + 1
+
+
+@given(st.integers(1, 500), st.floats(0.01, 0.9))
+def test_what_spot_nodes_leave_is_enough_and_one_spare_less_is_not(
+    serving: int, ratio: float
+) -> None:
+    demand = Demand(peak_requests_per_s=1, loss="spot", spot_ratio=ratio)
+    nodes = serving + spare_nodes(serving, demand)
+    assert nodes - nodes * ratio >= serving - 1e-6
+    assert nodes - 1 - (nodes - 1) * ratio < serving
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
+def test_a_share_of_spot_nodes_that_cannot_be_is_a_fault(ratio: float) -> None:
+    asked = Demand(peak_requests_per_s=1, loss="spot", spot_ratio=ratio)
+    with pytest.raises(InputError, match="spot ratio"):
+        fleet_of(CAPACITY, asked)
 
 
 def test_without_a_replica_or_a_rate_there_is_no_fleet() -> None:

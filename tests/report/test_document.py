@@ -255,6 +255,27 @@ def test_two_runs_of_one_variant_are_told_apart_by_their_ids() -> None:
     assert titles == ["", "base (20260811-101500-3f2a)", "base (second)"]
 
 
+def test_replays_beside_each_other_say_what_less_memory_is_worth() -> None:
+    assert SUMMARY.peak_bytes is not None
+    # So large that memory limits a node, and not its vCPUs.
+    large = replace(SUMMARY, peak_bytes=40 * SUMMARY.peak_bytes)
+    half = replace(large, run_id="second", variant="half", peak_bytes=20 * SUMMARY.peak_bytes)
+    runs = [(large, RECORDING), (half, RECORDING)]
+    document = document_of(runs, NODES)
+    table = table_of(document, "replay-comparison-table")
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    (on_one,) = [cells for name, cells in rows.items() if name.startswith("replicas on ")]
+    assert int(on_one[1]) > int(on_one[0]) > 0
+    first, second = (
+        float(text.removeprefix("$").replace(",", ""))
+        for text in rows["a replica on its cheapest node, a month"]
+    )
+    assert second < first
+    assert any("all peak at once" in note for note in table.notes)
+    bare = table_of(document_of(runs), "replay-comparison-table")
+    assert not any("replica" in row[0].text for row in bare.rows)
+
+
 def test_ids_are_unique_when_replays_and_profiles_share_a_page() -> None:
     document = document_of([(SUMMARY, RECORDING), (SUMMARY, RECORDING), *PROFILES], NODES)
     ids = [section.id for section in document.sections]
