@@ -62,7 +62,8 @@ def hf_vram_calc(folder: Path, asked: dict) -> int:
             "--dtype", asked["dtype"], "--max_batch_size", asked["batch"],
             "--max_seq_len", asked["context_tokens"], "--output_json", out.name,
         )  # fmt: skip
-        return json.loads(Path(out.name).read_text())
+        (said,) = json.loads(Path(out.name).read_text())["memory_requirements"]
+    return round(said["inference_total_gib"] * 2**30)
 
 
 def vramscout(folder: Path, asked: dict) -> int:
@@ -71,7 +72,9 @@ def vramscout(folder: Path, asked: dict) -> int:
         "--kv-dtype", "fp32" if asked["dtype"] == "fp32" else "bf16",
         "--context", asked["context_tokens"], "--vram-gib", 24, "--json",
     )  # fmt: skip
-    return json.loads(said)
+    parts = json.loads(said)["parts_gib"]
+    # Its reserve is a margin, not a need.
+    return round(sum(gib for name, gib in parts.items() if "reserve" not in name.lower()) * 2**30)
 
 
 def run(tool: str, *arguments: object) -> str:

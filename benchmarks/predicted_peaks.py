@@ -98,11 +98,10 @@ def classes_of(recording: Recording) -> dict[str, Any]:
         mine = [one for one in second if one.class_name == name and one.request_id in owned]
         if len(mine) < FEWEST:
             continue
-        said = law.owned_bytes(*features_of(mine, recording.engines[-1], batch_tokens))
+        kv_bytes, step_tokens = features_of(mine, recording.engines[-1], batch_tokens)
         measured = [owned[one.request_id] for one in mine]
-        p99, predicted_p99 = (
-            float(np.quantile(values, 0.99, method="inverted_cdf")) for values in (measured, said)
-        )
+        p99 = float(np.quantile(measured, 0.99, method="inverted_cdf"))
+        predicted_p99 = law.quantile_bytes(name, kv_bytes, step_tokens, 0.99)
         found[name] = {
             "n": len(mine),
             "p99_bytes": p99,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from memplan.errors import InputError, RecordingError
 from memplan.plan.memory_model import MemoryModel, Prediction, fit_memory, observations_of
+from memplan.plan.request_memory import RequestMemory, features_of, fit_requests
 from memplan.plan.simulation import (
     COMPLETED,
     NEVER,
@@ -25,7 +26,7 @@ from memplan.plan.simulation import (
     Traffic,
 )
 from memplan.plan.step_law import StepFit, fit_steps
-from memplan.records import Finding, Recording, Request
+from memplan.records import EngineFacts, Finding, Recording, Request
 from memplan.simulator import simulate
 
 ENGINES = ("torch", "ballast", "scripted")
@@ -57,6 +58,13 @@ class SimulatedClass:
     e2e_s: Spread
     late: int
     """Of those that ran: beyond a service level objective of the class."""
+    owned_p99_bytes: float | None
+    """Of what its requests own at their largest, by the run's law of lengths; None where there is
+    none."""
+    owned_open_bytes: float | None
+    """How far one request may be off that law, either way, in 95 of 100."""
+    owned_beyond: float | None
+    """By which factor the longest of them is longer than any measured; None where it is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +119,10 @@ class Simulator:
     """Requests are admitted for all that they will hold."""
     kv_bytes_per_token: int
     model: MemoryModel | None
+    requests: RequestMemory | None
     objectives: dict[str, dict[str, float | None]]
     """Class → ttft_s, tpot_s, e2e_s."""
+    engine: EngineFacts
     own: OwnRun
     findings: tuple[Finding, ...]
 
@@ -157,6 +167,8 @@ def simulator_of(path: str, recording: Recording) -> Simulator:
         is_whole=is_whole,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         model=fit_memory(list(observations_of(recording))),
+        requests=fit_requests(recording, recording.requests, rules.batch_tokens),
+        engine=facts,
         objectives={one["name"]: one.get("slo", {}) for one in deployment.get("classes", ())},
         own=own,
         findings=_doubts(fit, own),
@@ -190,7 +202,7 @@ def simulate_requests(
         requests=len(requests),
         requests_per_s=(len(requests) - 1) / came_s if came_s else 0.0,
         duration_s=last_ps / PS_PER_S,
-        classes=_classes(requests, traffic, served, late),
+        classes=_classes(simulator, requests, traffic, served, late),
         failed=failed,
         preemptions=int(served.preemptions.sum()),
         busy_share=float(served.busy_ps.sum()) / (last_ps * replicas) if last_ps else 0.0,
@@ -280,6 +292,7 @@ def _late(
 
 
 def _classes(
+    simulator: Simulator,
     requests: Sequence[Request],
     traffic: Traffic,
     served: Served,
@@ -299,9 +312,23 @@ def _classes(
                 ttft_s=_spread((served.first_token_ps - traffic.arrival_ps)[ran] / PS_PER_S),
                 e2e_s=_spread((served.end_ps - traffic.arrival_ps)[ran] / PS_PER_S),
                 late=int(np.sum(mine & late)),
+                **_owned(simulator, name, [one for one in requests if one.class_name == name]),
             )
         )
     return tuple(found)
+
+
+def _owned(simulator: Simulator, name: str, mine: Sequence[Request]) -> dict[str, float | None]:
+    law = simulator.requests
+    if law is None:
+        return {"owned_p99_bytes": None, "owned_open_bytes": None, "owned_beyond": None}
+    kv_bytes, step_tokens = features_of(mine, simulator.engine, simulator.rules.batch_tokens)
+    beyond = float(kv_bytes.max()) / law.most_kv_bytes
+    return {
+        "owned_p99_bytes": law.quantile_bytes(name, kv_bytes, step_tokens, 0.99),
+        "owned_open_bytes": law.open_of(name),
+        "owned_beyond": beyond if beyond > 1 else None,
+    }
 
 
 def _spread(values: _Seconds) -> Spread:

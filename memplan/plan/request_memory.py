@@ -36,6 +36,10 @@ class RequestMemory:
     """Class → what is to be added and taken away for a two-sided bound at ``COVERAGE``: the
     split-conformal quantile of how far the second half of its requests was off a law of the first."""
     open_bytes_of_all: float
+    residual_bytes: Mapping[str, _Values]
+    """Class → what the law left open in each of its requests."""
+    most_kv_bytes: float
+    """The largest that was measured."""
     n: int
 
     def owned_bytes(self, kv_bytes: _Values, step_tokens: _Values) -> _Values:
@@ -43,6 +47,16 @@ class RequestMemory:
             self.fixed_bytes + self.per_kv_byte * kv_bytes + self.per_step_token_bytes * step_tokens
         )
         return found
+
+    def quantile_bytes(
+        self, class_name: str, kv_bytes: _Values, step_tokens: _Values, quantile: float
+    ) -> float:
+        """Of what requests of the class will own, with what the law leaves open in each: a quantile of
+        the law alone would be too low, as every regression's is."""
+        said = self.owned_bytes(kv_bytes, step_tokens)
+        left_open = self.residual_bytes.get(class_name, np.zeros(1))
+        every = (said[:, None] + left_open[None, :]).ravel()
+        return float(np.quantile(every, quantile, method="inverted_cdf"))
 
     def open_of(self, class_name: str) -> float:
         return self.open_bytes.get(class_name, self.open_bytes_of_all)
@@ -68,8 +82,10 @@ def fit_requests(
     half = len(done) // 2
     early = _solved(design[:half], held[:half])
     off = np.abs(held[half:] - design[half:] @ early)
-    names = np.array([one.class_name for one in done[half:]])
+    every_name = np.array([one.class_name for one in done])
+    names = every_name[half:]
     beta = _solved(design, held)
+    left_open = held - design @ beta
     return RequestMemory(
         fixed_bytes=float(beta[0]),
         per_kv_byte=float(beta[1]),
@@ -80,6 +96,8 @@ def fit_requests(
             if np.sum(names == name) >= FEWEST_OF_CLASS
         },
         open_bytes_of_all=conformal_bound(off.tolist(), COVERAGE),
+        residual_bytes={str(name): left_open[every_name == name] for name in np.unique(every_name)},
+        most_kv_bytes=float(kv.max()),
         n=len(done),
     )
 

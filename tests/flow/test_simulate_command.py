@@ -56,6 +56,11 @@ def test_the_runs_own_requests_take_about_what_they_took(
     assert found["own_run"]["e2e_ratio"] == pytest.approx(1, abs=0.15)
     assert {one["name"]: one["requests"] for one in found["classes"]} == {"long": 23, "short": 177}
     assert found["findings"] == []
+    for one in found["classes"]:
+        # KV alone of the longest: 2,049 tokens and 178 of 100,000 bytes.
+        kv_bytes = 1e5 * (2049 if one["name"] == "long" else 198)
+        assert one["owned_p99_bytes"] == pytest.approx(kv_bytes, rel=0.3)
+        assert one["owned_beyond"] is None
     assert found["failed"] == 0
     assert found["what_if"] == []
 

@@ -79,6 +79,22 @@ def test_the_bound_of_a_class_covers_what_the_law_leaves_open() -> None:
     assert law.open_of("never seen") == law.open_bytes_of_all
 
 
+def test_a_quantile_holds_what_the_law_leaves_open() -> None:
+    recording = served(900, noise_bytes=5e5)
+    law = fit_requests(recording, recording.requests[:600], BATCH)
+    assert law is not None
+    owned = owned_by_request(recording)
+    alike = [one for one in recording.requests[600:] if one.class_name == "short"]
+    kv, step = features_of(alike, recording.engines[0], BATCH)
+    measured = np.quantile([owned[one.request_id] for one in alike], 0.9, method="inverted_cdf")
+    said = law.quantile_bytes("short", kv, step, 0.9)
+    assert said == pytest.approx(measured, rel=0.05)
+    # The same request again and again: its law alone would say one value for all quantiles.
+    one_kv, one_step = np.full(200, kv[0]), np.full(200, step[0])
+    spread = [law.quantile_bytes("short", one_kv, one_step, q) for q in (0.16, 0.84)]
+    assert (spread[1] - spread[0]) / 2 == pytest.approx(5e5, rel=0.2)
+
+
 def test_requests_that_began_to_own_more_widen_the_bound() -> None:
     recording = served(120, grows_from=60)
     law = fit_requests(recording, recording.requests, BATCH)
