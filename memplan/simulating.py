@@ -115,8 +115,8 @@ class Simulator:
 
     fit: StepFit
     rules: ReplicaRules
-    is_whole: bool
-    """Requests are admitted for all that they will hold."""
+    expected_output_tokens: int | None
+    """That a request is admitted for: None all of its own, 0 its prompt alone."""
     kv_bytes_per_token: int
     model: MemoryModel | None
     requests: RequestMemory | None
@@ -159,12 +159,14 @@ def simulator_of(path: str, recording: Recording) -> Simulator:
         law=fit.law,
         queue_limit=settings.get("queue_limit") or 0,
     )
-    is_whole = settings.get("kv_reserve", "whole") == "whole"
-    own = _own_run(recording, rules, is_whole)
+    expected = {"whole": None, "prompt": 0}.get(
+        settings.get("kv_reserve", "whole"), settings.get("expected_output_tokens")
+    )
+    own = _own_run(recording, rules, expected)
     return Simulator(
         fit=fit,
         rules=rules,
-        is_whole=is_whole,
+        expected_output_tokens=expected,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         model=fit_memory(list(observations_of(recording))),
         requests=fit_requests(recording, recording.requests, rules.batch_tokens),
@@ -190,7 +192,9 @@ def simulate_requests(
                 hint="leave --rate out, or take more rows of the trace",
             )
         arrival_s = (arrival_s - arrival_s[0]) * ((len(requests) - 1) / rate / span_s)
-    traffic = _traffic(requests, arrival_s, np.arange(len(requests)) % replicas, simulator.is_whole)
+    traffic = _traffic(
+        requests, arrival_s, np.arange(len(requests)) % replicas, simulator.expected_output_tokens
+    )
     served = simulate(traffic, simulator.rules, replicas)
     late = _late(simulator, requests, traffic, served)
     failed = int(np.sum(late | (served.status != COMPLETED)))
@@ -251,7 +255,10 @@ def _not_simulated(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _traffic(
-    requests: Sequence[Request], arrival_s: _Seconds, replica: npt.NDArray[Any], is_whole: bool
+    requests: Sequence[Request],
+    arrival_s: _Seconds,
+    replica: npt.NDArray[Any],
+    expected: int | None,
 ) -> Traffic:
     prompts = np.array([max(1, one.input_tokens) for one in requests], dtype=np.int64)
     outputs = np.array([max(1, one.output_tokens) for one in requests], dtype=np.int64)
@@ -259,9 +266,18 @@ def _traffic(
         arrival_ps=(arrival_s * PS_PER_S).astype(np.int64),
         prompt_tokens=prompts,
         output_tokens=outputs,
-        reserved_tokens=prompts + outputs - 1 if is_whole else np.zeros_like(prompts),
+        reserved_tokens=_reserved(prompts, outputs, expected),
         replica=replica.astype(np.int64),
     )
+
+
+def _reserved(
+    prompts: npt.NDArray[np.int64], outputs: npt.NDArray[np.int64], expected: int | None
+) -> npt.NDArray[np.int64]:
+    if expected == 0:
+        return np.zeros_like(prompts)
+    allowed = outputs if expected is None else np.minimum(outputs, expected)
+    return prompts + allowed - 1
 
 
 def _chunk_lengths(traffic: Traffic, batch_tokens: int) -> int:
@@ -376,12 +392,12 @@ def _half(law: StepLaw) -> StepLaw:
     )
 
 
-def _own_run(recording: Recording, rules: ReplicaRules, is_whole: bool) -> OwnRun:
+def _own_run(recording: Recording, rules: ReplicaRules, expected: int | None) -> OwnRun:
     """Each wave on an engine of its own, as it was."""
     waves = {name: at for at, name in enumerate(dict.fromkeys(r.wave for r in recording.requests))}
     done = sorted(_done(recording), key=lambda one: one.arrival_s)
     arrival_s = np.array([one.arrival_s for one in done])
-    traffic = _traffic(done, arrival_s, np.array([waves[one.wave] for one in done]), is_whole)
+    traffic = _traffic(done, arrival_s, np.array([waves[one.wave] for one in done]), expected)
     served = simulate(traffic, rules, len(waves))
     ran = served.end_ps != NEVER
     records = [recording.outcomes[one.request_id] for one in done]

@@ -215,11 +215,19 @@ def _laws(simulator: Simulator, found: Simulation) -> Facts:
                 name="rules",
                 text=f"{rules.max_requests} requests, {rules.pool_blocks:,} blocks of "
                 f"{rules.block_tokens} tokens, {rules.batch_tokens:,} tokens a step, "
-                f"{'all blocks' if simulator.is_whole else 'the prompt only'} reserved; "
+                f"{_reserved_text(simulator.expected_output_tokens)} reserved; "
                 f"requests are dealt to replicas in turn",
             ),
         ),
     )
+
+
+def _reserved_text(expected_output_tokens: int | None) -> str:
+    if expected_output_tokens is None:
+        return "all blocks"
+    if expected_output_tokens == 0:
+        return "the prompt only"
+    return f"the prompt and {expected_output_tokens} output tokens"
 
 
 def _law_text(law: StepLaw) -> str:

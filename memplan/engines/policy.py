@@ -38,6 +38,7 @@ def open_scheduler(
         ),
         chunk_prompts=settings["chunk_prompts"],
         reserve=settings["kv_reserve"],
+        expected_output_tokens=settings["expected_output_tokens"] or 0,
         preempt=settings["preempt"],
         sharing=settings["prefix_sharing"],
         slots=slots,

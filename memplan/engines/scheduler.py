@@ -3,7 +3,8 @@
 Pure bookkeeping over block numbers: it knows nothing of tensors or processes, and is told the time.
 Under the reservation ``whole`` a request enters once all blocks that it can ever need are free, so
 nothing that runs is preempted unless a limit falls; under ``prompt`` it enters when its prompt fits,
-and when blocks run out the youngest of the lowest priority makes way.
+under ``expected`` when as many output tokens do as are expected, and when blocks run out the youngest of
+the lowest priority makes way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from memplan.engines.blocks import BlockBook, NoBlocksError, Sharing
 from memplan.engines.queues import Lane, LaneLimits
 from memplan.engines.sequence import Move, Refusal, Row, Sequence
 
-Reserve = Literal["whole", "prompt"]
+Reserve = Literal["whole", "prompt", "expected"]
 Preempt = Literal["recompute", "swap"]
 Overload = Literal["wait", "reject", "fall_back"]
 POOL, BUDGET, PRESSURE = "kv_pool", "memory_budget", "memory_pressure"
@@ -34,6 +35,8 @@ class Policy:
     chunk_prompts: bool = True
     """False: a prompt is read in one step, whatever ``max_batch_tokens`` says."""
     reserve: Reserve = "whole"
+    expected_output_tokens: int = 0
+    """That a request is admitted for under ``expected``, if it may put out so many."""
     preempt: Preempt = "recompute"
     sharing: Sharing = "off"
     slots: int = 0
@@ -110,10 +113,11 @@ class Scheduler:
         return self.book.blocks_of(tokens)
 
     def reserved_tokens(self, sequence: Sequence) -> int:
-        """Tokens of the blocks that it can need at its end, or under ``prompt`` holds now."""
+        """Tokens of the blocks that it can need at its end, under ``expected`` is expected to, or under
+        ``prompt`` holds now."""
         if self._policy.reserve == "prompt":
             return len(sequence.blocks) * self.block_tokens
-        return self.blocks_of(sequence.total_tokens) * self.block_tokens
+        return max(len(sequence.blocks), self._promised_to(sequence)) * self.block_tokens
 
     def limit_blocks(self, reason: str, blocks: int, *, refuses: bool = False) -> None:
         """From now on at most so many are in use; requests that this holds up wait for ``reason``, and
@@ -322,21 +326,31 @@ class Scheduler:
         return self._limit_reason if self.running and need > self.book.room else None
 
     def _promised_blocks(self) -> int:
-        """What those that run will still take, and nobody else may: all that they can need, or under
-        ``prompt`` what their known tokens need. Under pressure of memory it is all in any case: what
-        falls must not be filled up again."""
-        if self._policy.reserve == "whole" or PRESSURE in self._limits:
+        """What those that run will still take, and nobody else may: ``_promised_to`` each. Under pressure
+        of memory it is all in any case: what falls must not be filled up again."""
+        if PRESSURE in self._limits:
             return sum(self._missing_blocks(one) for one in self.running)
-        return sum(
-            max(0, self.blocks_of(one.known_tokens) - len(one.blocks)) for one in self.running
-        )
+        return sum(max(0, self._promised_to(one) - len(one.blocks)) for one in self.running)
+
+    def _promised_to(self, sequence: Sequence) -> int:
+        """Blocks for all that it can need, for what it is expected to, or for its known tokens."""
+        whole = self.blocks_of(sequence.total_tokens)
+        known = self.blocks_of(sequence.known_tokens)
+        match self._policy.reserve:
+            case "whole":
+                return whole
+            case "expected":
+                tokens = len(sequence.prompt) + self._policy.expected_output_tokens - 1
+                return min(whole, max(known, self.blocks_of(tokens)))
+            case "prompt":
+                return known
 
     def _entry_blocks(self, sequence: Sequence) -> int:
         """Blocks that must be free for it to enter."""
-        need = self.blocks_of(sequence.total_tokens)
+        need = self._promised_to(sequence)
         if self._policy.reserve == "prompt":
             # One more, so that it does not have to make way for itself at its first token.
-            need = min(self.blocks_of(sequence.known_tokens) + 1, need)
+            need = min(need + 1, self.blocks_of(sequence.total_tokens))
         return need - self.book.held_already(sequence)
 
     def _missing_blocks(self, sequence: Sequence) -> int:

@@ -68,7 +68,13 @@ def _lane_faults(settings: Settings) -> Iterator[PairFault]:
 
 
 def _offload_faults(settings: Settings) -> Iterator[PairFault]:
-    may_preempt = settings.kv_reserve == "prompt" or "preempt" in settings.degrade
+    if (settings.kv_reserve == "expected") != (settings.expected_output_tokens is not None):
+        yield (
+            ("kv_reserve", "expected_output_tokens"),
+            "kv_reserve: expected admits a request for its prompt and expected_output_tokens, and "
+            "neither stands without the other",
+        )
+    may_preempt = settings.kv_reserve != "whole" or "preempt" in settings.degrade
     if settings.preempt == "swap" and settings.offload == "never":
         yield (
             ("preempt", "offload"),
@@ -78,7 +84,7 @@ def _offload_faults(settings: Settings) -> Iterator[PairFault]:
         yield (
             ("preempt", "kv_reserve"),
             "nothing is preempted with kv_reserve: whole: every request that runs has all its blocks; "
-            "set kv_reserve: prompt",
+            "set kv_reserve: prompt or expected",
         )
     if settings.offload == "host" and settings.device == "cpu":
         yield (

@@ -86,7 +86,8 @@ class Settings(Part):
     queue_limit: Count | None = None
     overload: Literal["wait", "reject", "fall_back"] = "wait"
     fall_back_tokens: Count = 16
-    kv_reserve: Literal["whole", "prompt"] = "whole"
+    kv_reserve: Literal["whole", "prompt", "expected"] = "whole"
+    expected_output_tokens: Count | None = None
     preempt: Literal["recompute", "swap"] = "recompute"
     offload: Literal["never", "disk", "host"] = "never"
     offload_limit_bytes: Bytes = Field(default=4 * GIB, alias="offload_limit")

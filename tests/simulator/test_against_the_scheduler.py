@@ -1,5 +1,7 @@
 """The simulated rules against the scheduler that the real engine runs, on the same clock."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,20 +12,15 @@ from memplan.simulator import simulate
 from tests.simulator.test_simulator import random_case
 
 
-def by_the_scheduler(traffic: Traffic, rules: ReplicaRules) -> Served:
+def by_the_scheduler(traffic: Traffic, rules: ReplicaRules, policy: Policy) -> Served:
     """One replica; times are those of the law, and whole numbers in floats."""
-    is_whole = bool(traffic.reserved_tokens.any())
     scheduler = Scheduler(
         pool_blocks=rules.pool_blocks,
         block_tokens=rules.block_tokens,
         context_tokens=10**9,
         max_requests=rules.max_requests,
         max_batch_tokens=rules.batch_tokens,
-        policy=Policy(
-            reserve="whole" if is_whole else "prompt",
-            queue_limit=rules.queue_limit or None,
-            overload="reject",
-        ),
+        policy=replace(policy, queue_limit=rules.queue_limit or None, overload="reject"),
     )
     served = Served.empty(len(traffic), 1)
     known: dict[str, Sequence] = {}
@@ -73,21 +70,35 @@ def by_the_scheduler(traffic: Traffic, rules: ReplicaRules) -> Served:
     return served
 
 
-@pytest.mark.parametrize("seeds", [range(150), range(150, 300)], ids=["first", "second"])
-def test_every_request_fares_as_with_the_engines_scheduler(seeds: range) -> None:
-    preempted = compared = 0
-    for seed in seeds:
+def reserved_under(policy: Policy, traffic: Traffic) -> Traffic:
+    """As the simulator is told of the policy."""
+    prompts, outputs = traffic.prompt_tokens, traffic.output_tokens
+    reserved = {
+        "whole": prompts + outputs - 1,
+        "prompt": np.zeros_like(prompts),
+        "expected": prompts + np.minimum(outputs, policy.expected_output_tokens) - 1,
+    }[policy.reserve]
+    return replace(traffic, reserved_tokens=reserved, replica=np.zeros_like(prompts))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(reserve="whole"),
+        Policy(reserve="prompt"),
+        Policy(reserve="expected", expected_output_tokens=5),
+    ],
+    ids=lambda policy: policy.reserve,
+)
+def test_every_request_fares_as_with_the_engines_scheduler(policy: Policy) -> None:
+    preempted = 0
+    for seed in range(200):
         traffic, rules, _ = random_case(seed)
-        total = traffic.prompt_tokens + traffic.output_tokens - 1
-        if traffic.reserved_tokens.any() and (traffic.reserved_tokens != total).any():
-            continue  # what a planner expects is no policy of the engine
-        traffic.replica[:] = 0
-        found, expected = simulate(traffic, rules, 1), by_the_scheduler(traffic, rules)
+        traffic = reserved_under(policy, traffic)
+        found, expected = simulate(traffic, rules, 1), by_the_scheduler(traffic, rules, policy)
         for name in ("status", "admitted_ps", "first_token_ps", "end_ps", "preemptions", "steps"):
             np.testing.assert_array_equal(
                 getattr(found, name), getattr(expected, name), err_msg=f"seed {seed}: {name}"
             )
         preempted += int(found.preemptions.sum())
-        compared += 1
-    assert compared > 80
-    assert preempted > 100
+    assert (preempted > 100) == (policy.reserve != "whole")

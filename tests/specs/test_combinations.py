@@ -255,6 +255,7 @@ POLICIES = {
         "preempt: swap, kv_reserve: prompt"
     ),
     "preempt: nothing is preempted with kv_reserve: whole": "preempt: swap, offload: disk",
+    "kv_reserve: kv_reserve: expected admits a request for its prompt and": "kv_reserve: expected",
     "offload: offload: host moves KV from a GPU to host memory, and with device: cpu it is there": (
         "offload: host, device: cpu, prefix_sharing: kept"
     ),
@@ -317,6 +318,7 @@ def test_all_faults_of_a_policy_come_at_once(tmp_path: Path) -> None:
         "lanes: [{up_to_tokens: 64}, {up_to_tokens: 512, max_requests: 2}, {max_kv_tokens: 16}]",
         "lanes: [{up_to_tokens: 64}, {up_to_tokens: 65}]",
         "preempt: swap, kv_reserve: prompt, offload: disk, offload_limit: 1GiB",
+        "kv_reserve: expected, expected_output_tokens: 64",
         "preempt: swap, offload: disk, degrade: [preempt], memory_limit: 1GiB",
         "preempt: swap, offload: disk, memory_budget: 1GiB",
         "offload: host, prefix_sharing: kept",
