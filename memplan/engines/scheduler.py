@@ -326,8 +326,8 @@ class Scheduler:
         return self._limit_reason if self.running and need > self.book.room else None
 
     def _promised_blocks(self) -> int:
-        """What those that run will still take, and nobody else may: ``_promised_to`` each. Under pressure
-        of memory it is all in any case: what falls must not be filled up again."""
+        """What those that run will still take, and nobody else may: ``_promised_to`` each. Under
+        pressure of memory it is all in any case: what falls must not be filled up again."""
         if PRESSURE in self._limits:
             return sum(self._missing_blocks(one) for one in self.running)
         return sum(max(0, self._promised_to(one) - len(one.blocks)) for one in self.running)
