@@ -296,12 +296,12 @@ def _doubts(
                 hint="Replay traffic that varies more, or a profile's ladder.",
             )
         )
-    if model is not None and (finding := _grows_with_lengths(model, recording)) is not None:
+    if model is not None and (finding := growth_with_lengths(model, recording)) is not None:
         found.append(finding)
     return found
 
 
-def _grows_with_lengths(model: MemoryModel, recording: Recording) -> Finding | None:
+def growth_with_lengths(model: MemoryModel, recording: Recording) -> Finding | None:
     """What the run did not see of memory that each new length of a prompt chunk costs for good."""
     term = next(one for one in model.terms if one.name == "chunk_lengths")
     settings: Mapping[str, Any] = recording.header.deployment.get("settings", {})  # type: ignore[assignment]
