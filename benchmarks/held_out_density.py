@@ -10,6 +10,7 @@ request is admitted for its prompt, which is known, and for so many output token
 
 - memplan: the smallest quantile of the outputs of the half that it was fitted on, which there never
   overflowed in any of the `PARTS` contiguous parts of it, and one rank of `QUANTILES` more: the margin.
+  It is tried on the other half in `--orders` random orders of blocks of `BLOCK` requests too.
 - slots: the longest context for each. VPA-like: p90 of requests x 1.15. KRR-like: the largest x 1.15.
 - mean: as many as the mean request allows.
 - Poisson: as many as keep a normal sum of independent requests below the pool but for the target.
@@ -58,6 +59,7 @@ CONTEXT_TOKENS = 8192
 TARGET = 1e-4
 CLAIM_OF_ORACLE = 0.9
 PARTS = 10
+BLOCK = 50
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 1.0)
 Z = 3.719
 """Of the normal distribution, at 1 - 1e-4."""
@@ -249,7 +251,9 @@ def rate_at(half: Columns, setting: Setting, seeds: int) -> float:
 # --- both directions ------------------------------------------------------------------------------
 
 
-def direction(fit: Columns, tested: Columns, setting: Setting, seeds: int) -> dict[str, Any]:
+def direction(
+    fit: Columns, tested: Columns, setting: Setting, seeds: int, orders: int
+) -> dict[str, Any]:
     count = len(tested[0])
     oracle = measured(by_tokens(tested, 0, setting, knows=True), count)
     allowed, quantile = learned(fit, setting)
@@ -264,6 +268,10 @@ def direction(fit: Columns, tested: Columns, setting: Setting, seeds: int) -> di
     for row in rows.values():
         row["of_oracle"] = row["completed_per_s"] / oracle["completed_per_s"]
         row["peak_of_pool"] /= setting.pool_blocks
+    others = [
+        measured(by_tokens(shuffled(tested, seed), allowed, setting), count)["overflow"]
+        for seed in range(orders)
+    ]
     kept, best = rate_at(fit, setting, seeds), rate_at(tested, setting, seeds)
     per_s = len(tested[0]) / 1800
     return {
@@ -278,9 +286,24 @@ def direction(fit: Columns, tested: Columns, setting: Setting, seeds: int) -> di
         },
         "memplan_over_rate_oracle": rows["memplan"]["completed_per_s"] / (best * per_s),
         "overflow_upper_of_memplan": upper_bound(rows["memplan"]["overflow"], PARTS),
+        "overflow_in_other_orders": {
+            "orders": orders,
+            "mean": float(np.mean(others)),
+            "most": max(others),
+            "without_any": sum(one == 0 for one in others),
+        },
         "holds": rows["memplan"]["overflow"] <= TARGET
+        and float(np.mean(others)) <= TARGET
         and rows["memplan"]["of_oracle"] >= CLAIM_OF_ORACLE,
     }
+
+
+def shuffled(half: Columns, seed: int) -> Columns:
+    """In blocks of `BLOCK` requests, so that what comes together stays together."""
+    blocks = np.array_split(np.arange(len(half[0])), max(1, len(half[0]) // BLOCK))
+    np.random.default_rng((SEED, seed)).shuffle(blocks)  # type: ignore[arg-type]
+    order = np.concatenate(blocks)
+    return half[0], half[1][order], half[2][order]
 
 
 def known_whole(half: Columns, setting: Setting) -> Served:
@@ -294,6 +317,7 @@ def main() -> int:
     parser.add_argument("--pool-gib", type=float, default=8.0)
     parser.add_argument("--token-ms", type=float, default=30.0)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--orders", type=int, default=20, help="of the tested half, at random")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     blocks = int(asked.pool_gib * 2**30 // KV_BYTES_PER_TOKEN // BLOCK_TOKENS)
@@ -308,8 +332,8 @@ def main() -> int:
     found: dict[str, Any] = {}
     for law, made in settings.items():
         found[law] = {
-            "fit 0-30, tested 30-60": direction(first, second, made(), asked.seeds),
-            "fit 30-60, tested 0-30": direction(second, first, made(), asked.seeds),
+            "fit 0-30, tested 30-60": direction(first, second, made(), asked.seeds, asked.orders),
+            "fit 30-60, tested 0-30": direction(second, first, made(), asked.seeds, asked.orders),
         }
         for name, one in found[law].items():
             print(
@@ -320,6 +344,7 @@ def main() -> int:
                     f"  {rule:38} {row['completed_per_s']:6.2f}/s {row['of_oracle']:6.1%} of oracle, "
                     f"overflow {row['overflow']:.2g}, peak {row['peak_of_pool']:.2f} of pool"
                 )
+            print(f"  in other orders: {one['overflow_in_other_orders']}")
             print(f"  by rate: {one['by_rate']}; memplan x {one['memplan_over_rate_oracle']:.2f}")
     result = {
         "benchmark": "held_out_density",
