@@ -314,8 +314,8 @@ def growth_with_lengths(model: MemoryModel, recording: Recording) -> Finding | N
         text=f"Each length of a prompt chunk that was not there before costs "
         f"{bytes_text(round(term.value))} for good (95 %: {bytes_text(round(term.low))} to "
         f"{bytes_text(round(term.high))}): the matrix library compiles code for it. The run saw "
-        f"{seen:.0f} of {most} lengths; with all of them a replica would hold {bytes_text(round(more_bytes))} or "
-        "more on top, which this plan does not count.",
+        f"{seen:.0f} of {most} lengths; with all of them a replica would hold "
+        f"{bytes_text(round(more_bytes))} or more on top, which this plan does not count.",
         hint="Replay a longer trace; or a variant with a smaller max_batch_tokens, as there are no more "
         "lengths than that.",
     )

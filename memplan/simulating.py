@@ -138,7 +138,7 @@ def simulator_of(path: str, recording: Recording) -> Simulator:
             f"{', '.join(ENGINES)} are those that can be simulated",
             hint="replay the trace on engine torch",
         )
-    if unknown := _not_simulated(settings):
+    if unknown := _not_simulated(settings, deployment.get("classes", ())):
         raise RecordingError(
             f"{path}: its engine ran with {', '.join(unknown)}, which is not simulated",
             hint="replay a variant without it, and simulate that run",
@@ -182,9 +182,10 @@ def simulate_requests(
 ) -> Simulation:
     """Round robin over the replicas; ``rate``: requests a second to all of them, by stretching the time
     between arrivals. Raises InputError for a rate that these requests cannot have."""
+    requests = sorted(requests, key=lambda one: one.arrival_s)  # those of several waves overlap
     arrival_s = np.array([one.arrival_s for one in requests])
     if rate is not None:
-        span_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
+        span_s = float(arrival_s[-1] - arrival_s[0])
         if span_s <= 0:
             raise InputError(
                 f"--rate {rate:g}: these {len(requests)} requests all come at once, so no rate "
@@ -234,7 +235,7 @@ def simulate_requests(
 # --- steps ------------------------------------------------------------------------------------------
 
 
-def _not_simulated(settings: Mapping[str, Any]) -> list[str]:
+def _not_simulated(settings: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> list[str]:
     plain: dict[str, tuple[Any, ...]] = {
         "prefix_sharing": ("off",),
         "batching": ("continuous",),
@@ -251,6 +252,10 @@ def _not_simulated(settings: Mapping[str, Any]) -> list[str]:
         f"{name}: {settings[name]}"
         for name, known in plain.items()
         if name in settings and settings[name] not in known
+    ] + [
+        f"budget.in_flight of class {one['name']}"
+        for one in classes
+        if one.get("budget", {}).get("in_flight_bytes")
     ]
 
 

@@ -136,7 +136,7 @@ def _class_row(one: SimulatedClass) -> tuple[Cell, ...]:
 def _owned(one: SimulatedClass) -> Cell:
     if one.owned_p99_bytes is None or one.owned_open_bytes is None:
         return NOTHING
-    beyond = f", {one.owned_beyond:.2g} x as long as measured" if one.owned_beyond else ""
+    beyond = f", {one.owned_beyond:.3g} x as long as measured" if one.owned_beyond else ""
     return Cell(
         text=bytes_text(round(one.owned_p99_bytes)),
         detail=f"± {bytes_text(round(one.owned_open_bytes))}{beyond}",

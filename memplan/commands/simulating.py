@@ -73,7 +73,7 @@ def simulate(
             length_scale=own_scale if length_scale is None else length_scale,
             limit=limit,
         )
-    simulated = simulate_requests(simulator, requests[:limit], min(replicas, len(requests)), rate)
+    simulated = simulate_requests(simulator, requests[:limit], replicas, rate)
     document = simulation_document(summary.deployment_name, simulator, simulated)
     print_one(document, simulation_json(summary.path, simulator, simulated), as_json=as_json)
     if out is not None:

@@ -22,16 +22,16 @@ script: {prefill_tokens_per_s: 4000, decode_s_per_step: 20ms, kv_bytes_per_token
 """
 
 
-def replayed(folder: Path, extra: str = "") -> Path:
-    (folder / "model.yaml").write_text(MODEL.replace("EXTRA", extra))
+def replayed(folder: Path, extra: str = "", model: str = MODEL) -> Path:
+    (folder / "model.yaml").write_text(model.replace("EXTRA", extra))
     rows = (
         f'{{"timestamp": {at * 700 + (at * 7919) % 500}, "input_length": '
         f'{2000 if at % 9 == 0 else 100 + at % 50}, "output_length": {20 + at % 30}}}\n'
         for at in range(200)
     )
     (folder / "trace.jsonl").write_text("".join(rows))
-    model, out = str(folder / "model.yaml"), str(folder / "run")
-    assert run(["replay", str(folder / "trace.jsonl"), "--model", model, "--out", out]) == 0
+    asked = ["--model", str(folder / "model.yaml"), "--out", str(folder / "run")]
+    assert run(["replay", str(folder / "trace.jsonl"), *asked]) == 0
     return folder
 
 
@@ -90,6 +90,32 @@ def test_what_is_asked_of_memory_beyond_the_run_is_said(
     assert found["peak_kv_tokens"] <= found["pool_tokens"]
 
 
+def test_requests_of_several_waves_are_simulated_by_arrival(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = folder / "twice", str(folder / "model.yaml")
+    asked = ["--repeat", "2", "--limit", "60", "--model", model, "--out", str(out)]
+    assert run(["replay", str(folder / "trace.jsonl"), *asked]) == 0
+    capsys.readouterr()
+    assert run(["simulate", str(out), "--replicas", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["requests"] == 120
+    # Each request comes twice at once, and the two replicas are dealt one each.
+    once = simulated(folder, capsys, str(folder / "trace.jsonl"), "--limit", "60")
+    assert found["classes"][0]["e2e_s"]["p50"] == pytest.approx(
+        once["classes"][0]["e2e_s"]["p50"], rel=0.2
+    )
+    assert found["own_run"]["e2e_ratio"] == pytest.approx(1, abs=0.15)
+
+
+def test_more_replicas_than_requests_stand_idle(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = simulated(folder, capsys, "--limit", "3", "--replicas", "1000")
+    assert (found["replicas"], found["requests"], found["failed"]) == (1000, 3, 0)
+    assert found["busy_share"] < 0.01
+
+
 def test_a_page_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "simulated.html"
     assert run(["simulate", str(folder / "run"), "--out", str(page)]) == 0
@@ -129,10 +155,36 @@ def test_wrong_input_is_one_sentence(
     assert "Traceback" not in said
 
 
-def test_rules_that_are_not_simulated_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_trace_without_rows_is_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = replayed(tmp_path, ", prefix_sharing: kept")
+    empty = folder / "empty.csv"
+    empty.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    assert run(["simulate", str(folder / "run"), str(empty)]) == 2
+    assert "empty.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (", prefix_sharing: kept", "prefix_sharing: kept"),
+        (", lanes: [{up_to_tokens: 512}, {}]", "lanes: "),
+    ],
+)
+def test_rules_that_are_not_simulated_are_named(
+    tmp_path: Path, extra: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = replayed(tmp_path, extra)
     capsys.readouterr()
     assert run(["simulate", str(made / "run")]) == 5
-    assert "prefix_sharing: kept" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
+
+
+def test_budgets_in_flight_are_not_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = MODEL.replace("{ttft: 4s}", "{ttft: 4s}, budget: {in_flight: 1GB}")
+    made = replayed(tmp_path, model=limited)
+    capsys.readouterr()
+    assert run(["simulate", str(made / "run")]) == 5
+    assert "budget.in_flight of class long" in capsys.readouterr().err
