@@ -73,6 +73,7 @@ MAY_IMPORT = {
     "verifying": WING | {"measure", "gateway", "gateway_file", "plan"},
     "verify_document": HINGE | {"report", "verifying"},
     "planning": HINGE | {"specs", "stats", "plan", "report", "recording", "results"},
+    "published_schemas": HINGE | {"plan", "simulating"},
     "simulating": HINGE | {"plan", "simulator"},
     "simulation_document": HINGE | {"plan", "simulating", "report"},
     "": set(),  # the package itself: its version

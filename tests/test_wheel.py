@@ -17,5 +17,7 @@ def test_the_wheel_holds_the_builtin_workloads_and_the_schema(tmp_path: Path) ->
 
     for name in (ROOT / "workloads").iterdir():
         assert f"memplan/builtin/{name.name}" in names
+    assert {"memplan/plan.schema.json", "memplan/simulation.schema.json"} <= names
+    assert {"memplan/simulator/simulator.c"} <= names
     assert {"memplan/model.schema.json", "memplan/report/page.css", "memplan/py.typed"} <= names
     assert not [name for name in names if name.startswith("tests/")]
