@@ -32,6 +32,10 @@ MOST_NODES = 8
 MARGIN_RATIO = 0.1
 """On what a replica holds above idle, in its container's request."""
 
+_NO_NODE = {
+    False: "no node can be planned: the run used no GPU, so that nodes with GPUs are not offered to it",
+    True: "no node can be planned: the run used a GPU, and these nodes have none, or of unknown memory",
+}
 NOTABLE_GROWTH = 0.05
 """Of what an idle replica holds."""
 
@@ -117,8 +121,8 @@ def plan_of(
     ]
     if not plans:
         raise InputError(
-            "no node of the catalog can be planned: GPU memory is not planned over time yet",
-            hint="--node with an instance that has no GPU",
+            _NO_NODE[need.gpu_peak_bytes is not None],
+            hint="--node with another instance, or --nodes nodes.csv with a line for one",
         )
     if not question.nodes:
         plans.sort(key=lambda one: _order(one.capacity.node, one.capacity.replicas, question.costs))
@@ -224,7 +228,7 @@ def _chosen(catalog: Sequence[NodeSpec], question: Question, need: ReplicaNeed) 
             density = density_of(need, node, headroom_ratio=question.asked.headroom_ratio)
             return density.replicas if density else 0
 
-        fit = [node for node in catalog if not node.has_gpu]
+        fit = [node for node in catalog if node.has_gpu == (need.gpu_peak_bytes is not None)]
         return sorted(fit, key=lambda node: _order(node, by_peaks(node), question.costs))[
             :MOST_NODES
         ]

@@ -75,7 +75,7 @@ def density_of(
     if need.threads is not None:
         limits.append((node.vcpu // need.threads, "vcpu"))
     if need.gpu_peak_bytes is not None:
-        by_gpu = _replicas_by_gpu(need.gpu_peak_bytes, node, headroom_ratio)
+        by_gpu = replicas_by_gpu(need.gpu_peak_bytes, node, headroom_ratio)
         if by_gpu is None:
             return None
         limits.append((by_gpu, "gpu_memory"))
@@ -90,7 +90,7 @@ def density_of(
     )
 
 
-def _replicas_by_gpu(peak_bytes: int, node: NodeSpec, headroom_ratio: float) -> int | None:
+def replicas_by_gpu(peak_bytes: int, node: NodeSpec, headroom_ratio: float) -> int | None:
     """A replica lives on one GPU: what is left over on two of them does not hold a third."""
     if not node.has_gpu:
         return 0

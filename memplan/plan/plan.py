@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memplan.plan.capacity import Capacity, ClassLoad, Evidence
-from memplan.plan.density import ReplicaNeed, density_of
+from memplan.plan.density import ReplicaNeed, replicas_by_gpu
 from memplan.plan.memory_model import MemoryModel
 from memplan.plan.node_memory import HeldOut, Overflow, Path, held_out, most_replicas, overflow_of
 from memplan.plan.nodes import NodeSpec
@@ -20,6 +20,8 @@ METHOD = (
     "the measured path of one replica's exact peaks, superposed from {draws} sets of random moments, in "
     "the memory that the margin leaves"
 )
+
+ON_GPU = "device memory is counted by the peak of each replica, on one GPU each"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,9 @@ class NodePlan:
     by_restart: int
     """While one of them loads anew beside the others."""
     by_vcpu: int | None
+    by_gpu: int | None
+    """Every replica on one GPU, at its peak there: an allocator gives device memory back to nobody. None
+    where none was used."""
     next_overflow: float
     """Share of time over, with one replica more."""
 
@@ -66,18 +71,21 @@ def node_plan(
     model: MemoryModel | None,
     asked: Asked,
 ) -> NodePlan | None:
-    """``files``: bytes of files that all replicas map, held once. None for a node whose GPU memory would
-    be needed: only host memory is planned over time."""
-    if need.gpu_peak_bytes is not None or node.has_gpu or not len(path):
+    """``files``: bytes of files that all replicas map, held once. None where a GPU is needed
+    and the node has none or its memory is unknown, and for a node with GPUs where none is needed."""
+    if node.has_gpu != (need.gpu_peak_bytes is not None) or not len(path):
         return None
+    by_gpu = None
+    if need.gpu_peak_bytes is not None:
+        by_gpu = replicas_by_gpu(need.gpu_peak_bytes, node, asked.headroom_ratio)
+        if by_gpu is None:
+            return None
     usable = int(node.memory_bytes * (1 - asked.headroom_ratio))
     shared = files
     tried = held_out(path, usable, shared, target=asked.overflow)
     margin = tried.margin_ratio if tried else 0.0
     room = shared + (usable - shared) / (1 + margin)
     by_path = most_replicas(path, room, shared, target=asked.overflow).replicas
-    density = density_of(need, node, headroom_ratio=asked.headroom_ratio)
-    assert density is not None  # no GPU is needed
     by_peaks = max(0, usable - need.shared_bytes) // need.private_peak_bytes
     load_bytes = max(0, (summary.load_peak_bytes or 0) - shared)
     left = usable - load_bytes
@@ -86,6 +94,7 @@ def node_plan(
     by_vcpu = node.vcpu // need.threads if need.threads else None
     counts = {"memory": by_path, "rolling restart": by_restart}
     counts |= {} if by_vcpu is None else {"vcpu": by_vcpu}
+    counts |= {} if by_gpu is None else {"gpu_memory": by_gpu}
     limited_by = min(counts, key=lambda name: counts[name])
     replicas = counts[limited_by]
     over = overflow_of(path, replicas, usable, shared)
@@ -101,7 +110,8 @@ def node_plan(
             usable_bytes=usable,
             overflow=over.share,
             overflow_upper=over.upper,
-            method=f"{METHOD.format(draws=60)}; margin {margin:.0%}",
+            method=f"{METHOD.format(draws=60)}; margin {margin:.0%}"
+            + ("" if by_gpu is None else f"; {ON_GPU}"),
             evidence=_evidence(tried),
             classes=loads_of(summary, recording),
         ),
@@ -112,6 +122,7 @@ def node_plan(
         by_slots=_by_slots(model, recording.engines[-1], usable, shared),
         by_restart=by_restart,
         by_vcpu=by_vcpu,
+        by_gpu=by_gpu,
         next_overflow=overflow_of(path, replicas + 1, usable, shared).share,
     )
 

@@ -164,6 +164,7 @@ def _density_section(report: PlanReport) -> Section:
                 NOTHING if one.by_slots is None else Cell(text=f"{one.by_slots:,}"),
                 Cell(text=f"{one.by_restart:,}"),
                 NOTHING if one.by_vcpu is None else Cell(text=f"{one.by_vcpu:,}"),
+                NOTHING if one.by_gpu is None else Cell(text=f"{one.by_gpu:,}"),
             )
         )
     return Section(
@@ -190,6 +191,7 @@ def _density_section(report: PlanReport) -> Section:
                     Column(title="longest slots", is_spare=True),
                     Column(title="at a restart", is_spare=True),
                     Column(title="by vCPU", is_spare=True),
+                    Column(title="by GPU memory", is_spare=True),
                 ),
                 rows=tuple(rows),
                 notes=(

@@ -186,7 +186,7 @@ def _density(book: Any, style: dict[str, Any], report: PlanReport) -> None:
     sheet.write_row(
         2, 0,
         ("node", "usable GiB", "replicas", "limited by", "over, share of time", "upper 95 %",
-         "sum of peaks", "at a restart", "by vCPU"),
+         "sum of peaks", "at a restart", "by vCPU", "by GPU memory"),
         style["head"],
     )  # fmt: skip
     for row, one in enumerate(report.nodes, start=3):
@@ -201,6 +201,8 @@ def _density(book: Any, style: dict[str, Any], report: PlanReport) -> None:
         sheet.write_number(row, 7, one.by_restart, style["whole"])
         if one.by_vcpu is not None:
             sheet.write_number(row, 8, one.by_vcpu, style["whole"])
+        if one.by_gpu is not None:
+            sheet.write_number(row, 9, one.by_gpu, style["whole"])
 
 
 def _tco(book: Any, style: dict[str, Any], report: PlanReport, costs: Costs, loss: Loss) -> None:

@@ -164,7 +164,7 @@ def test_the_workbook_recalculated_after_a_change_is_memplans_own_sum(
         (["--overflow", "2"], "--overflow: got 2"),
         (["--demand", "0"], "demand: got 0 requests/s"),
         (["--costs", "{costs}"], "$.own.drm_gib: unknown key"),
-        (["--node", "p5.48xlarge"], "GPU memory is not planned"),
+        (["--node", "p5.48xlarge"], "no node can be planned: the run used no GPU"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(
