@@ -77,6 +77,18 @@ class WhatIf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthRange:
+    """Requests of one class whose prompts lie between two quartiles of the class's."""
+
+    class_name: str
+    from_tokens: int
+    to_tokens: int
+    """Included."""
+    requests: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
     replicas: int
     requests: int
@@ -97,6 +109,10 @@ class Simulation:
     """Of that replica, by the run's fitted law; None where it holds none."""
     what_if: tuple[WhatIf, ...]
     """By what helps most; empty where nothing failed."""
+    with_one_less: int | None
+    """How many fail when one replica is lost and the others are dealt its requests; None for one."""
+    by_length: tuple[LengthRange, ...]
+    """Where requests fail, the worst share first; empty where none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +214,8 @@ def simulate_requests(
     )
     served = simulate(traffic, simulator.rules, replicas)
     late = _late(simulator, requests, traffic, served)
-    failed = int(np.sum(late | (served.status != COMPLETED)))
+    has_failed = late | (served.status != COMPLETED)
+    failed = int(has_failed.sum())
     last_ps = int(served.last_ps.max())
     came_s = float(arrival_s[-1] - arrival_s[0])
     peak_tokens = int(served.peak_blocks.max()) * simulator.rules.block_tokens
@@ -229,6 +246,12 @@ def simulate_requests(
             ),
         ),
         what_if=_what_if(simulator, requests, traffic, replicas) if failed else (),
+        with_one_less=_failed(
+            simulator, requests, _dealt(traffic, replicas - 1), simulator.rules, replicas - 1
+        )
+        if replicas > 1
+        else None,
+        by_length=_by_length(requests, has_failed),
     )
 
 
@@ -377,18 +400,59 @@ def _what_if(
         ),
         "steps in half the time": dataclasses.replace(rules, law=_half(law)),
     }
-    found = []
-    for name, changed in eased.items():
-        served = simulate(traffic, changed, replicas)
-        late = _late(simulator, requests, traffic, served)
-        found.append(WhatIf(name=name, failed=int(np.sum(late | (served.status != COMPLETED)))))
-    more = dataclasses.replace(traffic, replica=np.arange(len(traffic)) % (2 * replicas))
-    served = simulate(more, rules, 2 * replicas)
-    late = _late(simulator, requests, more, served)
-    found.append(
-        WhatIf(name="twice the replicas", failed=int(np.sum(late | (served.status != COMPLETED))))
-    )
+    found = [
+        WhatIf(name=name, failed=_failed(simulator, requests, traffic, changed, replicas))
+        for name, changed in eased.items()
+    ]
+    more = _dealt(traffic, 2 * replicas)
+    failed = _failed(simulator, requests, more, rules, 2 * replicas)
+    found.append(WhatIf(name="twice the replicas", failed=failed))
     return tuple(sorted(found, key=lambda one: one.failed))
+
+
+def _failed(
+    simulator: Simulator,
+    requests: Sequence[Request],
+    traffic: Traffic,
+    rules: ReplicaRules,
+    replicas: int,
+) -> int:
+    served = simulate(traffic, rules, replicas)
+    late = _late(simulator, requests, traffic, served)
+    return int(np.sum(late | (served.status != COMPLETED)))
+
+
+def _dealt(traffic: Traffic, replicas: int) -> Traffic:
+    """In turn, to so many."""
+    return dataclasses.replace(traffic, replica=np.arange(len(traffic)) % replicas)
+
+
+def _by_length(
+    requests: Sequence[Request], has_failed: npt.NDArray[np.bool_]
+) -> tuple[LengthRange, ...]:
+    if not has_failed.any():
+        return ()
+    prompts = np.array([one.input_tokens for one in requests])
+    names = np.array([one.class_name for one in requests])
+    found = []
+    for name in dict.fromkeys(one.class_name for one in requests):
+        mine = names == name
+        ends = np.unique(np.quantile(prompts[mine], (0.25, 0.5, 0.75, 1), method="higher"))
+        begin = int(prompts[mine].min())
+        for end in ends.tolist():
+            here = mine & (prompts >= begin) & (prompts <= end)
+            if here.any():
+                found.append(
+                    LengthRange(
+                        class_name=name,
+                        from_tokens=begin,
+                        to_tokens=int(end),
+                        requests=int(here.sum()),
+                        failed=int(np.sum(here & has_failed)),
+                    )
+                )
+            begin = int(end) + 1
+    return tuple(sorted(found, key=lambda one: -one.failed / one.requests))
 
 
 def _half(law: StepLaw) -> StepLaw:

@@ -169,6 +169,17 @@ def _limits(found: Simulation) -> tuple[Facts | Table, ...]:
                 text=f"{found.most_running} ran, {found.most_waiting} waited",
             ),
             Fact(name="preempted", text=f"{found.preemptions:,} times, all replicas"),
+            *(
+                [
+                    Fact(
+                        name="one replica lost",
+                        text=f"{found.with_one_less:,} requests fail instead of {found.failed:,}, "
+                        f"dealt to {found.replicas - 1:,} replicas from the start",
+                    )
+                ]
+                if found.with_one_less is not None
+                else []
+            ),
             Fact(
                 name="resident memory",
                 text="unknown: the run is too short for a law"
@@ -189,6 +200,27 @@ def _limits(found: Simulation) -> tuple[Facts | Table, ...]:
             rows=tuple(
                 (Cell(text=one.name), Cell(text=f"{one.failed:,}")) for one in found.what_if
             ),
+        ),
+        Table(
+            id="by-length",
+            title="Which requests fail",
+            columns=(
+                Column(title="class", align="left"),
+                Column(title="prompt tokens"),
+                Column(title="requests"),
+                Column(title="fail"),
+            ),
+            rows=tuple(
+                (
+                    Cell(text=one.class_name),
+                    Cell(text=f"{one.from_tokens:,} to {one.to_tokens:,}"),
+                    Cell(text=f"{one.requests:,}"),
+                    Cell(text=f"{one.failed:,}", detail=f"{one.failed / one.requests:.0%}"),
+                )
+                for one in found.by_length
+                if one.failed
+            ),
+            notes=("Quarters of each class by the length of its prompts, the worst first.",),
         ),
     )
 

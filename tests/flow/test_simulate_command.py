@@ -79,6 +79,13 @@ def test_more_traffic_fails_and_more_replicas_carry_it(
     assert one["what_if"][0]["failed"] == min(helps.values())
     assert helps["twice the replicas"] < one["failed"]
     assert sum(each["late"] for each in one["classes"]) == one["failed"]
+    assert sum(each["failed"] for each in one["by_length"]) == one["failed"]
+    assert sum(each["requests"] for each in one["by_length"]) == one["requests"]
+    shares = [each["failed"] / each["requests"] for each in one["by_length"]]
+    assert shares == sorted(shares, reverse=True)
+    assert one["with_one_less"] is None
+    seven = simulated(folder, capsys, trace, "--rate", "8", "--replicas", "7")
+    assert many["with_one_less"] == seven["failed"]
 
 
 def test_what_is_asked_of_memory_beyond_the_run_is_said(
