@@ -19,7 +19,10 @@ from memplan.errors import InputError
 def simulate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a replay.")],
     trace: Annotated[
-        Path | None, typer.Argument(help="A trace, all of it; the run's own requests by default.")
+        Path | None,
+        typer.Argument(
+            metavar="TRACE", help="A trace, all of it; the run's own requests by default."
+        ),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 1,
     rate: Annotated[

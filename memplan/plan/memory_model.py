@@ -218,7 +218,7 @@ def _independent(features: _Matrix) -> list[int]:
     return used
 
 
-def _solved(design: _Matrix, held: _Matrix) -> _Matrix:
+def least_squares(design: _Matrix, held: _Matrix) -> _Matrix:
     """Columns differ by a factor of a billion, so they are brought to one size first."""
     size = np.maximum(np.abs(design).max(axis=0), 1e-300)
     found: _Matrix = np.linalg.lstsq(design / size, held, rcond=None)[0] / size
@@ -231,7 +231,7 @@ def _clustered(
     """Coefficients and their standard errors: how much they move when one block is left out (the
     cluster jackknife, CV3 of MacKinnon, Nielsen & Webb, Journal of Econometrics 2023), because the
     usual ones are too small for what only ever grows."""
-    beta = _solved(design, held)
+    beta = least_squares(design, held)
     size = np.maximum(np.abs(design).max(axis=0), 1e-300)
     scaled = design / size
     gram, moment = scaled.T @ scaled, scaled.T @ held
@@ -247,7 +247,7 @@ def _clustered(
 def _held_out(design: _Matrix, held: _Matrix, block: npt.NDArray[np.int64]) -> _Matrix:
     """Residuals of every third block, of a fit on the others."""
     tested = block % 3 == 1
-    beta = _solved(design[~tested], held[~tested])
+    beta = least_squares(design[~tested], held[~tested])
     found: _Matrix = held[tested] - design[tested] @ beta
     return found
 
@@ -255,7 +255,7 @@ def _held_out(design: _Matrix, held: _Matrix, block: npt.NDArray[np.int64]) -> _
 def _later(design: _Matrix, held: _Matrix) -> _Matrix:
     """Residuals of the second half, of a fit on the first."""
     half = len(held) // 2
-    found: _Matrix = held[half:] - design[half:] @ _solved(design[:half], held[:half])
+    found: _Matrix = held[half:] - design[half:] @ least_squares(design[:half], held[:half])
     return found
 
 

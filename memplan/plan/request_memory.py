@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memplan.plan.memory_model import COVERAGE, conformal_bound
+from memplan.plan.memory_model import COVERAGE, conformal_bound, least_squares
 from memplan.records import EngineFacts, Recording, Request
 from memplan.stats.attribution import peak_owned_bytes
 
@@ -80,11 +80,11 @@ def fit_requests(
     held = np.array([owned[one.request_id] for one in done])
     design = np.column_stack([np.ones(len(done)), kv, step])
     half = len(done) // 2
-    early = _solved(design[:half], held[:half])
+    early = least_squares(design[:half], held[:half])
     off = np.abs(held[half:] - design[half:] @ early)
     every_name = np.array([one.class_name for one in done])
     names = every_name[half:]
-    beta = _solved(design, held)
+    beta = least_squares(design, held)
     left_open = held - design @ beta
     return RequestMemory(
         fixed_bytes=float(beta[0]),
@@ -118,9 +118,3 @@ def features_of(
     kv_bytes = np.ceil(tokens / block) * block * engine.kv_bytes_per_token
     step = np.array([min(one.input_tokens, batch_tokens) for one in requests], dtype=float)
     return kv_bytes, step
-
-
-def _solved(design: _Values, held: _Values) -> _Values:
-    size = np.maximum(np.abs(design).max(axis=0), 1e-300)
-    found: _Values = np.linalg.lstsq(design / size, held, rcond=None)[0] / size
-    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memplan.plan.memory_model import least_squares
 from memplan.plan.simulation import PS_PER_S, StepLaw
 from memplan.records import Recording
 
@@ -87,10 +88,9 @@ def _rows(recording: Recording) -> Iterator[tuple[float, ...]]:
 def _solved(features: _Matrix, took_s: _Matrix) -> _Matrix:
     """Coefficients of at least 0: the most negative one is taken out until none is."""
     used = list(range(features.shape[1]))
-    size = np.maximum(np.abs(features).max(axis=0), 1e-300)
     found = np.zeros(features.shape[1])
     while used:
-        part = np.linalg.lstsq(features[:, used] / size[used], took_s, rcond=None)[0] / size[used]
+        part = least_squares(features[:, used], took_s)
         worst = int(np.argmin(part))
         if part[worst] >= 0:
             found[used] = part
