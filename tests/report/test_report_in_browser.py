@@ -1,10 +1,6 @@
 """The HTML report as a reader gets it: opened from disk in a real browser, without a network."""
 
-import base64
-import re
-import shutil
 from collections.abc import Iterator
-from importlib.resources import files
 
 import pytest
 from example_run import (
@@ -14,25 +10,15 @@ from example_run import (
     replay_recording,
     replay_summary,
 )
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from memplan.plan.nodes import parse_nodes
 from memplan.report.document import document_of
 from memplan.report.html import html_of
+from tests.browsing import IN_BROWSER, chromium, printed_sizes, severe, too_wide, violations
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed"
-    ),
-]
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1300,900",
-)  # fmt: skip
+pytestmark = IN_BROWSER
 CHARTS = (
     "run1-percentiles", "run1-scatter", "run1-timeline-cpu", "run1-parts-cpu",
     "ladder-length", "ladder-batch", "variants-front", "stack-waterfall",
@@ -55,21 +41,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     ]
     page = folder / "report.html"
     page.write_text(html_of(document_of(runs, parse_nodes(NODES_CSV, "nodes.csv"))), "utf-8")
-    options = ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    driver = Chrome(options=options, service=ChromeService(executable_path=str(DRIVER)))
-    try:
+    with chromium(folder / "profile") as driver:
         driver.get(page.as_uri())
         yield driver
-    finally:
-        driver.quit()
 
 
 def test_the_console_is_free_of_errors(browser: Chrome) -> None:
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert severe(browser) == []
 
 
 def test_nothing_is_fetched(browser: Chrome) -> None:
@@ -126,28 +104,12 @@ def test_a_name_with_markup_in_it_is_shown_as_it_is(browser: Chrome) -> None:
 
 
 def test_no_table_is_wider_than_a_laptop_shows(browser: Chrome) -> None:
-    script = """return [...document.querySelectorAll('.scroll')]
-        .filter((box) => box.scrollWidth > box.clientWidth)
-        .map((box) => box.querySelector('table').id)"""
-    assert browser.execute_script(script) == []
-
-
-AXE = """
-const done = arguments[arguments.length - 1];
-axe.run(document, {resultTypes: ['violations']}).then((found) => done(found.violations.map(
-  (one) => `${one.id}: ${one.help}: ${one.nodes.slice(0, 3).map((node) => node.html.slice(0, 160))}`
-)));
-"""
+    assert too_wide(browser) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_passes_an_accessibility_check(browser: Chrome, scheme: str) -> None:
-    """axe-core's rules of WCAG 2.1 A and AA and its best practices, in both colours."""
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    browser.execute_script((files("axe_core_python") / "axe.min.js").read_text())
-    browser.set_script_timeout(60)
-    assert browser.execute_async_script(AXE) == []
+    assert violations(browser, scheme) == []
 
 
 def test_it_prints_on_a4_and_charts_come_back_to_the_screens_width(browser: Chrome) -> None:
@@ -156,11 +118,8 @@ def test_it_prints_on_a4_and_charts_come_back_to_the_screens_width(browser: Chro
     browser.execute_script(
         f"addEventListener('beforeprint', () => {{ window.printedWidth = {chart}; }})"
     )
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
-    pdf = base64.b64decode(printed["data"])
-    assert pdf.startswith(b"%PDF")
-    boxes = re.findall(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)\s*\]", pdf)
-    assert len(boxes) >= 1
-    assert {(round(float(wide)), round(float(high))) for wide, high in boxes} == {(595, 842)}
+    sizes = printed_sizes(browser)
+    assert sizes
+    assert set(sizes) == {(595, 842)}
     assert browser.execute_script("return window.printedWidth") <= 688
     assert browser.execute_script(f"return {chart}") == before > 688
