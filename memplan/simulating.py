@@ -133,7 +133,6 @@ class Simulator:
     rules: ReplicaRules
     expected_output_tokens: int | None
     """That a request is admitted for: None all of its own, 0 its prompt alone."""
-    kv_bytes_per_token: int
     model: MemoryModel | None
     requests: RequestMemory | None
     objectives: dict[str, dict[str, float | None]]
@@ -183,7 +182,6 @@ def simulator_of(path: str, recording: Recording) -> Simulator:
         fit=fit,
         rules=rules,
         expected_output_tokens=expected,
-        kv_bytes_per_token=facts.kv_bytes_per_token,
         model=fit_memory(list(observations_of(recording))),
         requests=fit_requests(recording, recording.requests, rules.batch_tokens),
         engine=facts,
@@ -235,7 +233,7 @@ def simulate_requests(
         memory=None
         if simulator.model is None
         else simulator.model.predict(
-            kv_bytes=peak_tokens * simulator.kv_bytes_per_token,
+            kv_bytes=peak_tokens * simulator.engine.kv_bytes_per_token,
             sequences=int(served.most_running.max()),
             largest_step_tokens=min(
                 simulator.rules.batch_tokens, simulator.model.measured["largest_step_tokens"][1]
@@ -417,6 +415,7 @@ def _failed(
     rules: ReplicaRules,
     replicas: int,
 ) -> int:
+    """The same traffic by other rules."""
     served = simulate(traffic, rules, replicas)
     late = _late(simulator, requests, traffic, served)
     return int(np.sum(late | (served.status != COMPLETED)))

@@ -51,7 +51,7 @@ class NodePlan:
     """Every replica with as many requests of the longest context as it may run; None without a model, or
     where that is beyond what was measured."""
     by_restart: int
-    """While one of them loads anew beside the others."""
+    """While one of them loads anew beside the others, in host memory."""
     by_vcpu: int | None
     by_gpu: int | None
     """Every replica on one GPU, at its peak there: an allocator gives device memory back to nobody. None
@@ -123,7 +123,10 @@ def node_plan(
         by_restart=by_restart,
         by_vcpu=by_vcpu,
         by_gpu=by_gpu,
-        next_overflow=overflow_of(path, replicas + 1, usable, shared).share,
+        # One more than the GPUs hold is over for as long as it runs.
+        next_overflow=1.0
+        if by_gpu is not None and replicas + 1 > by_gpu
+        else overflow_of(path, replicas + 1, usable, shared).share,
     )
 
 

@@ -8,7 +8,7 @@ that a sum does not depend on the order of its parts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +128,7 @@ class PlainRequest:
     out: int = 0
     computed: int = 0
     held: int = 0
-    row: int = field(default=0)
+    row: int = 0
     """Tokens in this step."""
 
     @property

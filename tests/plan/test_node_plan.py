@@ -59,6 +59,7 @@ def test_device_memory_limits_each_gpu_for_itself() -> None:
     assert (made.capacity.replicas, made.capacity.limited_by) == (16, "gpu_memory")
     assert made.by_gpu == 16
     assert made.by_path == 90
+    assert (made.overflow.share, made.next_overflow) == (0, 1), "a 17th is over all the time"
     assert "device memory is counted by the peak of each replica" in made.capacity.method
 
 

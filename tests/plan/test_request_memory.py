@@ -95,6 +95,16 @@ def test_a_quantile_holds_what_the_law_leaves_open() -> None:
     assert (spread[1] - spread[0]) / 2 == pytest.approx(5e5, rel=0.2)
 
 
+def test_a_quantile_of_very_many_requests_is_that_of_a_few_alike() -> None:
+    recording = served(300, noise_bytes=3e5)
+    law = fit_requests(recording, recording.requests, BATCH)
+    assert law is not None
+    kv, step = features_of(recording.requests, recording.engines[0], BATCH)
+    few = law.quantile_bytes("short", kv, step, 0.99)
+    many = law.quantile_bytes("short", np.tile(kv, 5000), np.tile(step, 5000), 0.99)
+    assert many == pytest.approx(few, rel=0.01)
+
+
 def test_requests_that_began_to_own_more_widen_the_bound() -> None:
     recording = served(120, grows_from=60)
     law = fit_requests(recording, recording.requests, BATCH)
