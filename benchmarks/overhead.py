@@ -43,7 +43,7 @@ TREATMENTS = {
 }
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
 memplan's own process, which reads them, samples every 50 ms and writes."""
-SAMPLE_PERIOD_S = 0.05
+SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 STEPS = {"prefill": 1, "decode": 1}
 """Of a window, after one that is not timed."""

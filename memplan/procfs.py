@@ -16,16 +16,16 @@ from typing import Self
 
 from memplan.pages import PAGE_BYTES
 
-_STATUS_GAUGES = {
-    b"VmHWM": "host.hwm",
-    b"VmRSS": "host.rss",
-    b"RssAnon": "host.anon",
-    b"RssFile": "host.file",
-    b"RssShmem": "host.shmem",
-    b"VmPTE": "host.page_tables",
-    b"VmSwap": "host.swap",
-}
-_STATUS_LINE = re.compile(rb"^(Vm\w+|Rss\w+):\s+(\d+) kB$", re.MULTILINE)
+_STATUS_GAUGES = (
+    (b"\nVmHWM:", "host.hwm"),
+    (b"\nVmRSS:", "host.rss"),
+    (b"\nRssAnon:", "host.anon"),
+    (b"\nRssFile:", "host.file"),
+    (b"\nRssShmem:", "host.shmem"),
+    (b"\nVmPTE:", "host.page_tables"),
+    (b"\nVmSwap:", "host.swap"),
+)
+"""In the order in which the kernel writes them."""
 
 
 def drift_bound_bytes(cpu_count: int) -> int:
@@ -80,11 +80,13 @@ class ProcessMemory:
 
     def gauges_of(self, text: bytes) -> dict[str, int]:
         """As ``read`` returns them. Raises ProcessLookupError for the text of a dead process."""
-        gauges = {
-            _STATUS_GAUGES[name]: int(kib) * 1024
-            for name, kib in _STATUS_LINE.findall(text)
-            if name in _STATUS_GAUGES
-        }
+        gauges = {}
+        at = 0
+        for line, gauge in _STATUS_GAUGES:
+            found = text.find(line, at)
+            if found >= 0:
+                at = found + len(line)
+                gauges[gauge] = int(text[at : text.index(b" kB", at)]) * 1024
         if "host.rss" not in gauges:  # a zombie's status has no memory lines
             raise ProcessLookupError(f"process {self._pid} has no memory any more")
         return gauges

@@ -95,7 +95,7 @@ def replay(
     ] = False,
     prompts: PromptsOption = None,
     out: OutOption = None,
-    sample_period: PeriodOption = "50ms",
+    sample_period: PeriodOption = "100ms",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -200,7 +200,7 @@ def profile(
     ] = False,
     memory_limit: LimitOption = None,
     out: OutOption = None,
-    sample_period: PeriodOption = "50ms",
+    sample_period: PeriodOption = "100ms",
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -264,7 +264,7 @@ def demo(
     trace = builtin_path("azure_code_2023.slice.csv")
     workload = trace_waves(trace, deployment, limit=60, length_scale=0.5, dilation=4.0)
     folder = out or Path("memplan-runs") / run_name(deployment, "demo")
-    _measured(_job("replay", deployment, workload, folder, "50ms", force))
+    _measured(_job("replay", deployment, workload, folder, "100ms", force))
     found = read_runs([folder])
     print_runs(found, as_json=False)
     write_report(found, folder / REPORT, nodes=None, force=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Literal
 
@@ -93,7 +92,7 @@ class BlockBook:
         """Nothing is shared, kept or offloaded, ever."""
         return self._sharing == "off" and not self._slots
 
-    def gauges(self, block_bytes: int) -> Mapping[str, int]:
+    def gauges(self, block_bytes: int) -> dict[str, int]:
         """Bytes of blocks: those that running requests hold, whole, written or not; of them those that
         several hold; those kept for who may come; those in the offload tier; and those that hold
         nothing any more, and are resident until they are given back."""

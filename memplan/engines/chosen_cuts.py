@@ -8,7 +8,7 @@ from collections.abc import Callable
 from memplan.compiled import Compiled
 from memplan.engines.cuts import CutTensors, Ended, PythonCuts, Slices
 from memplan.engines.family import Family
-from memplan.engines.native_cuts import NativeCuts
+from memplan.engines.native_cuts import NativeCuts, largest_resident_bytes
 from memplan.engines.raw_segments import RawEnded
 from memplan.process_tree import lists_children
 
@@ -20,6 +20,7 @@ class ChosenCuts:
         self._family = family
         self._library = library
         self._epoch_s = epoch_s
+        self._earlier_bytes = largest_resident_bytes()
         self._cut_tensors: CutTensors | None = None
         self._c_function: tuple[int, int] | None = None
         self._is_slicing = self._is_paused = False
@@ -113,6 +114,7 @@ class ChosenCuts:
                     self._library,
                     epoch_s=self._epoch_s,
                     cut_s=began_s,
+                    earlier_bytes=self._earlier_bytes,
                     count_tensors=self._c_function,
                 )
             except OSError as error:

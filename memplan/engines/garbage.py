@@ -9,6 +9,8 @@ from typing import Literal
 
 Mode = Literal["python", "frozen", "off"]
 
+_NOTHING = {"engine.gc_us": 0, "engine.gc_runs": 0}
+
 
 class Garbage:
     """python: as Python does by itself. frozen: what the start left behind is collected once, and then
@@ -38,6 +40,8 @@ class Garbage:
     def take(self) -> Mapping[str, int]:
         """Since the last call: ``engine.gc_us``, microseconds spent in collections, and
         ``engine.gc_runs``, how many there were."""
+        if not self._collections:
+            return _NOTHING
         taken = {"engine.gc_us": round(self._spent_s * 1e6), "engine.gc_runs": self._collections}
         self._spent_s, self._collections = 0.0, 0
         return taken

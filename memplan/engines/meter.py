@@ -18,9 +18,10 @@ from memplan.engines.composition import HostComposition
 from memplan.engines.family import Family
 from memplan.engines.news import News
 from memplan.engines.raw_segments import (
-    Closed,
-    Flight,
+    NOTHING_RAN,
+    Known,
     TensorNames,
+    Told,
     fields_of,
     packed_segments,
     unpacked_segments,
@@ -73,7 +74,7 @@ class SegmentMeter:
         """Exact peak of host resident bytes in the segment that was closed last."""
         self._tensors: TensorCounter | None = None
         self._news = News()
-        self._closed: list[Closed] = []
+        self._closed: list[tuple[Known, Callable[[], Told]]] = []
         self._family = Family(resets=not os.environ.get(KEEP_MARK))
         self._cuts = ChosenCuts(self._family, library, epoch_s=epoch_s)
         self._opened_s = self.now_s()
@@ -115,15 +116,13 @@ class SegmentMeter:
         self,
         kind: SegmentKind,
         *,
-        in_flight: tuple[Flight, ...] = (),
-        prefill_tokens: int = 0,
-        decode_tokens: int = 0,
-        waiting: int = 0,
+        told: Callable[[], Told] = lambda: NOTHING_RAN,
         compose: bool = False,
         engine: Mapping[str, int] = _NOTHING,
     ) -> float:
         """Ends the open segment and opens the next one; returns when: the instant at which the mark
-        was set back. ``engine`` holds gauges of its own. ``take`` tells of the segment."""
+        was set back. ``engine`` holds gauges of its own. ``take`` tells of the segment, and asks what is
+        ``told`` of it only then."""
         end_s, peak_bytes, began_s = self._cuts.end()
         if end_s < 0:
             end_s, peak_bytes, began_s = self._cuts.end_otherwise()
@@ -133,8 +132,7 @@ class SegmentMeter:
         self.last_peak_bytes = peak_bytes
         start_s, self._opened_s = self._opened_s, end_s
         close_s = monotonic() - self._epoch_s - began_s
-        told = (in_flight, prefill_tokens, decode_tokens, waiting)
-        self._closed.append((kind, start_s, close_s, device_peak, gauges, engine, told))
+        self._closed.append(((kind, start_s, close_s, device_peak, gauges, engine), told))
         return end_s
 
     @property
@@ -145,7 +143,8 @@ class SegmentMeter:
     def take_packed(self) -> bytes:
         """The segments that were closed since the last call, in order, for ``unpacked_segments``."""
         closed, self._closed = self._closed, []
-        return packed_segments(closed, self._cuts.taken_raw())
+        told = [(known, tell()) for known, tell in closed]
+        return packed_segments(told, self._cuts.taken_raw())
 
     def take(self) -> list[dict[str, Any]]:
         """The same, understood: the fields of Segments."""

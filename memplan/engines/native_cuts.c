@@ -1,9 +1,13 @@
 /* Cuts the engine's life into intervals with exact peaks, without Python on the way.
  *
- * Each cut reads /proc/self/status, stamps the clock and sets the high-water mark back. A segment is
- * ended by the engine's own thread (end_segment); a thread of ours cuts what lasts longer than
- * slice_s, also while C code holds Python's lock, and looks for children of the engine. What was read
- * is kept in records of one size until memplan_cuts_take.
+ * Each cut reads what is resident and the high-water mark, stamps the clock and sets the mark back. A
+ * segment is ended by the engine's own thread (end_segment); a thread of ours cuts what lasts longer
+ * than slice_s, also while C code holds Python's lock, and looks for children of the engine. What was
+ * read is kept in records of one size until memplan_cuts_take.
+ *
+ * Where 64 MiB were written since the last cut, /proc/self/status takes 40 us to read, getrusage and
+ * statm take 6. So the mark comes from getrusage wherever it can, and what only the status tells (shared
+ * memory, page tables, swap) is read every slice_s by our thread, while the engine goes on.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define GAUGES 7            /* of a status, in the order in which the kernel writes them */
+#define TOLD 4              /* of a status, in the order in which the kernel writes them */
 #define RECORDS 4096        /* 3 minutes of slices and more; then slices grow longer */
 #define ENDS 128            /* segments that can be kept until they are taken */
 #define TENSOR_BYTES 1024   /* of a segment, at most */
@@ -40,21 +44,22 @@ void Py_DecRef(void *);
 #define CHILDREN (-2.0)     /* the engine has processes beside this one */
 #define FULL (-3.0)         /* take first */
 
-static const char *const LINES[GAUGES] = {"\nVmHWM:",    "\nVmRSS:",  "\nRssAnon:", "\nRssFile:",
-                                          "\nRssShmem:", "\nVmPTE:", "\nVmSwap:"};
+static const char *const LINES[TOLD] = {"\nVmHWM:", "\nRssShmem:", "\nVmPTE:", "\nVmSwap:"};
+enum { HWM, SHMEM, PAGE_TABLES, SWAP };
 
 struct record {
   double end_s;
   int64_t peak_bytes;
-  int64_t gauges[GAUGES - 1]; /* bytes when it ended; -1: not told by this kernel */
-  int64_t is_end;             /* of a segment, not of a slice */
+  /* Bytes when it ended; the last three at most slice_s before. -1: not told by this kernel. */
+  int64_t resident_bytes, anon_bytes, file_bytes, shmem_bytes, page_tables_bytes, swap_bytes;
+  int64_t is_end; /* of a segment, not of a slice */
 };
 
 struct cuts {
   int64_t peak_bytes; /* of the segment that was ended last */
   double epoch_s, slice_s, look_s, cut_s, looked_s;
-  int64_t drift_bytes, largest_at_first_bytes;
-  int status, clear;
+  int64_t earlier_bytes, page_bytes;
+  int status, statm, clear;
   int is_lost, is_over, is_paused;
   atomic_int has_children;
   void (*take_tensors)(void *);
@@ -64,7 +69,8 @@ struct cuts {
   pthread_t thread;
   int64_t open_peak_bytes; /* of the open segment's slices so far */
   int count, ends;
-  char text[4096], names[4096];
+  int64_t told[TOLD]; /* by the status that was read last */
+  char text[4096], thread_text[4096], names[4096];
   struct record records[RECORDS];
   char tensors[ENDS][TENSOR_BYTES];
 };
@@ -75,21 +81,46 @@ static double now_s(const struct cuts *cuts) {
   return (double)now.tv_sec + now.tv_nsec * 1e-9 - cuts->epoch_s;
 }
 
-/* The same mark, but never below what this process had before it became this program (signal->maxrss),
- * which no reset touches. */
+/* The high-water mark, but never below what this process had before it became this program
+ * (signal->maxrss), which no reset touches. */
 static int64_t largest_resident(void) {
   struct rusage usage;
-  return getrusage(RUSAGE_SELF, &usage) ? 0 : usage.ru_maxrss * (int64_t)1024;
+  return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_maxrss * (int64_t)1024; /* of the process */
 }
 
-static void read_gauges(struct cuts *cuts, int64_t found[GAUGES]) {
-  ssize_t length = pread(cuts->status, cuts->text, sizeof cuts->text - 1, 0);
-  cuts->text[length > 0 ? length : 0] = 0;
-  char *at = cuts->text;
-  for (int i = 0; i < GAUGES; i++) {
+static void read_status(const struct cuts *cuts, char text[4096], int64_t told[TOLD]) {
+  ssize_t length = pread(cuts->status, text, 4095, 0);
+  text[length > 0 ? length : 0] = 0;
+  char *at = text;
+  for (int i = 0; i < TOLD; i++) {
     char *line = strstr(at, LINES[i]);
-    found[i] = line ? strtoll(line + strlen(LINES[i]), &at, 10) * 1024 : -1;
+    told[i] = line ? strtoll(line + strlen(LINES[i]), &at, 10) * 1024 : -1;
   }
+}
+
+/* -1: it cannot be read. */
+static int64_t high_water(struct cuts *cuts) {
+  int64_t largest = largest_resident();
+  if (largest > cuts->earlier_bytes) return largest;
+  read_status(cuts, cuts->text, cuts->told);
+  /* That took a while, and another thread's memory can have come and gone meanwhile. */
+  largest = largest_resident();
+  return largest > cuts->earlier_bytes ? largest : cuts->told[HWM];
+}
+
+static void read_resident(const struct cuts *cuts, struct record *read) {
+  char text[128], *at = text;
+  ssize_t length = pread(cuts->statm, text, sizeof text - 1, 0);
+  text[length > 0 ? length : 0] = 0;
+  strtoll(text, &at, 10); /* size */
+  read->resident_bytes = strtoll(at, &at, 10) * cuts->page_bytes;
+  int64_t shared_bytes = strtoll(at, &at, 10) * cuts->page_bytes, shmem_bytes = cuts->told[SHMEM];
+  read->anon_bytes = shmem_bytes < 0 ? -1 : read->resident_bytes - shared_bytes;
+  if (shared_bytes < shmem_bytes) shmem_bytes = shared_bytes; /* it was read a moment ago */
+  read->file_bytes = shmem_bytes < 0 ? -1 : shared_bytes - shmem_bytes;
+  read->shmem_bytes = shmem_bytes;
+  read->page_tables_bytes = cuts->told[PAGE_TABLES];
+  read->swap_bytes = cuts->told[SWAP];
 }
 
 /* Waits for whoever holds the map of this process's memory: 8 ms while 32 MiB are being populated. A
@@ -103,29 +134,27 @@ static int wait_for_map(const struct cuts *cuts) {
 
 /* Ends an interval; the lock is held. 0: the mark was not set back, and nothing is kept. */
 static int cut(struct cuts *cuts, int is_end) {
-  int64_t found[GAUGES];
-  read_gauges(cuts, found);
-  if (wait_for_map(cuts)) read_gauges(cuts, found);
-  /* A status takes 20 us to write, and another thread's memory can come and go meanwhile. */
-  int64_t peak_bytes = found[0], largest = largest_resident();
-  if (largest > cuts->largest_at_first_bytes && largest > peak_bytes + cuts->drift_bytes)
-    peak_bytes = largest;
+  struct record read = {.is_end = is_end};
+  read_resident(cuts, &read);
+  if (wait_for_map(cuts)) read_resident(cuts, &read);
+  int64_t mark_bytes = read.resident_bytes > 0 ? high_water(cuts) : -1;
   /* Between reading and resetting: what lived before is below this instant, what lives after above. */
   double end_s = now_s(cuts);
-  if (found[0] < 0 || pwrite(cuts->clear, "5", 1, 0) != 1) {
+  if (mark_bytes < 0 || pwrite(cuts->clear, "5", 1, 0) != 1) {
     cuts->is_lost = 1;
     return 0;
   }
+  int64_t peak_bytes = mark_bytes > read.resident_bytes ? mark_bytes : read.resident_bytes;
   cuts->cut_s = end_s;
   if (peak_bytes > cuts->open_peak_bytes) cuts->open_peak_bytes = peak_bytes;
   struct record *last = cuts->count ? &cuts->records[cuts->count - 1] : NULL;
   int is_alike = last && !last->is_end && last->peak_bytes == peak_bytes;
   int is_full = cuts->count >= RECORDS - 2 * ENDS && !is_end && last && !last->is_end;
   if (!is_alike && !is_full) last = &cuts->records[cuts->count++];
-  if (!is_full || peak_bytes > last->peak_bytes) last->peak_bytes = peak_bytes;
-  last->end_s = end_s;
-  memcpy(last->gauges, found + 1, sizeof last->gauges);
-  last->is_end = is_end;
+  if (is_full && last->peak_bytes > peak_bytes) peak_bytes = last->peak_bytes;
+  read.peak_bytes = peak_bytes;
+  read.end_s = end_s;
+  *last = read;
   return 1;
 }
 
@@ -223,6 +252,12 @@ static void *keep_cutting(void *given) {
       cuts->looked_s = at_s;
       continue;
     }
+    pthread_mutex_unlock(&cuts->lock);
+    int64_t told[TOLD];
+    read_status(cuts, cuts->thread_text, told);
+    pthread_mutex_lock(&cuts->lock);
+    memcpy(cuts->told, told, sizeof told);
+    at_s = now_s(cuts);
     if (!cuts->is_lost && at_s >= cuts->cut_s + cuts->slice_s) cut(cuts, 0);
     if (at_s >= cuts->looked_s + cuts->look_s) {
       cuts->looked_s = at_s;
@@ -253,11 +288,18 @@ static int start_thread(struct cuts *cuts) {
   return error;
 }
 
+static void close_files(const struct cuts *cuts) {
+  if (cuts->status >= 0) close(cuts->status);
+  if (cuts->statm >= 0) close(cuts->statm);
+  if (cuts->clear >= 0) close(cuts->clear);
+}
+
 /* Goes on with the interval that the last reset began, at cut_s. NULL, and errno, where the files cannot
- * be opened or no thread can be had. take_tensors writes tensor_bytes of its own at every end of a
- * segment; may be NULL. */
+ * be opened or no thread can be had. earlier_bytes: getrusage's mark at a time when this program had
+ * just begun; above it, it is the program's own. take_tensors writes tensor_bytes of its own at every
+ * end of a segment; may be NULL. */
 struct cuts *memplan_cuts_open(double epoch_s, double cut_s, double slice_s, double look_s,
-                               int64_t drift_bytes, void (*take_tensors)(void *),
+                               int64_t earlier_bytes, void (*take_tensors)(void *),
                                int64_t tensor_bytes) {
   if (tensor_bytes > TENSOR_BYTES) {
     errno = E2BIG;
@@ -270,16 +312,20 @@ struct cuts *memplan_cuts_open(double epoch_s, double cut_s, double slice_s, dou
   cuts->cut_s = cut_s;
   cuts->slice_s = slice_s;
   cuts->look_s = look_s;
-  cuts->drift_bytes = drift_bytes;
-  cuts->largest_at_first_bytes = largest_resident();
+  cuts->earlier_bytes = earlier_bytes;
+  cuts->page_bytes = sysconf(_SC_PAGESIZE);
   cuts->take_tensors = take_tensors;
   cuts->tensor_bytes = tensor_bytes;
   cuts->status = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+  cuts->statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
   cuts->clear = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
-  int error = cuts->status < 0 || cuts->clear < 0 ? errno : start_thread(cuts);
+  int error = cuts->status < 0 || cuts->statm < 0 || cuts->clear < 0 ? errno : 0;
+  if (!error) {
+    read_status(cuts, cuts->text, cuts->told);
+    error = start_thread(cuts);
+  }
   if (error) {
-    if (cuts->status >= 0) close(cuts->status);
-    if (cuts->clear >= 0) close(cuts->clear);
+    close_files(cuts);
     munmap(cuts, sizeof *cuts);
     errno = error;
     return NULL;
@@ -301,7 +347,6 @@ void memplan_cuts_close(struct cuts *cuts) {
   pthread_cond_signal(&cuts->over);
   pthread_mutex_unlock(&cuts->lock);
   pthread_join(cuts->thread, NULL);
-  close(cuts->status);
-  close(cuts->clear);
+  close_files(cuts);
   munmap(cuts, sizeof *cuts);
 }

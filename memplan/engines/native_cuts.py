@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +17,6 @@ from pathlib import Path
 
 from memplan.compiled import Compiled, compile_once
 from memplan.engines.cuts import LONGEST_SLICE_S, Ended, Slices
-from memplan.procfs import drift_bound_bytes
 
 OFF = "MEMPLAN_SEGMENTS_IN_PYTHON"
 """Environment variable: closes segments without the library, as on a machine without a compiler."""
@@ -48,6 +48,12 @@ def ended_of(raw: RawRecords) -> tuple[list[Ended], Slices]:
     return ended, tuple(slices)
 
 
+def largest_resident_bytes() -> int:
+    """The most that was ever resident in this process, before it became this program too; or since the
+    mark was reset, if that is more."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def find_library(cache: Path) -> Compiled:
     """Compiles it on first use (0.2 s); never raises."""
     if os.environ.get(OFF):
@@ -58,7 +64,9 @@ def find_library(cache: Path) -> Compiled:
 class NativeCuts:
     """Of this process alone. Raises OSError where it cannot be.
 
-    Goes on with the interval that the last reset began at ``cut_s``. ``count_tensors`` is a C function
+    Goes on with the interval that the last reset began at ``cut_s``. ``earlier_bytes`` is
+    ``largest_resident_bytes`` of an early moment, or of any: where marks are not above it a cut takes
+    longer. ``count_tensors`` is a C function
     that writes what it counted in a segment, and how many bytes that is.
     """
 
@@ -68,6 +76,7 @@ class NativeCuts:
         *,
         epoch_s: float,
         cut_s: float,
+        earlier_bytes: int,
         count_tensors: tuple[int, int] | None,
     ) -> None:
         # PyDLL: Python's lock stays ours. To give it away would let another thread in between reading
@@ -80,7 +89,7 @@ class NativeCuts:
             ctypes.c_double(cut_s),
             ctypes.c_double(LONGEST_SLICE_S),
             ctypes.c_double(_LOOK_FOR_CHILDREN_S),
-            ctypes.c_int64(drift_bound_bytes(os.cpu_count() or 1)),
+            ctypes.c_int64(earlier_bytes),
             ctypes.c_void_p(tensors),
             ctypes.c_int64(self._tensor_bytes),
         )

@@ -17,10 +17,13 @@ Flight = tuple[str, int, int, int]
 """The fields of InFlight, in their order."""
 Told = tuple[tuple[Flight, ...], int, int, int]
 """in_flight, prefill_tokens, decode_tokens and waiting."""
+NOTHING_RAN: Told = ((), 0, 0, 0)
 Gauges = Mapping[str, int]
-Closed = tuple[SegmentKind, float, float, Gauges, Gauges, Gauges, Told]
-"""What is known of a segment beside its reading: kind, start_s, close_s, peaks and gauges of a device,
-the engine's own gauges. Its mappings are dicts, which ``marshal`` can pack."""
+Known = tuple[SegmentKind, float, float, Gauges, Gauges, Gauges]
+"""kind, start_s, close_s, peaks and gauges of a device, the engine's own gauges. The mappings are dicts,
+which ``marshal`` can pack."""
+Closed = tuple[Known, Told]
+"""What there is of a segment beside its reading."""
 RawEnded = RawRecords | list[tuple[Slices, Gauges, bytes | None]]
 """The readings: as C code left them, or (slices, gauges, tensors) of each."""
 
@@ -135,7 +138,7 @@ def unpacked_segments(packed: bytes) -> list[RawSegment]:
             tensors=tensors,
         )
         for (
-            (kind, start_s, close_s, device_peak, gauges, engine, told),
+            ((kind, start_s, close_s, device_peak, gauges, engine), told),
             (slices, read, tensors),
         ) in zip(closed, ended, strict=True)
         for in_flight, prefill_tokens, decode_tokens, waiting in [told]

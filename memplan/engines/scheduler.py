@@ -112,12 +112,12 @@ class Scheduler:
     def blocks_of(self, tokens: int) -> int:
         return self.book.blocks_of(tokens)
 
-    def reserved_tokens(self, sequence: Sequence) -> int:
+    def reserved_tokens(self, sequence: Sequence, *, blocks: int, known_tokens: int) -> int:
         """Tokens of the blocks that it can need at its end, under ``expected`` is expected to, or under
-        ``prompt`` holds now."""
+        ``prompt`` holds, at a time when it holds so many ``blocks``."""
         if self._policy.reserve == "prompt":
-            return len(sequence.blocks) * self.block_tokens
-        return max(len(sequence.blocks), self._promised_to(sequence)) * self.block_tokens
+            return blocks * self.block_tokens
+        return max(blocks, self._promised_to(sequence, known_tokens)) * self.block_tokens
 
     def limit_blocks(self, reason: str, blocks: int, *, refuses: bool = False) -> None:
         """From now on at most so many are in use; requests that this holds up wait for ``reason``, and
@@ -330,12 +330,15 @@ class Scheduler:
         pressure of memory it is all in any case: what falls must not be filled up again."""
         if PRESSURE in self._limits:
             return sum(self._missing_blocks(one) for one in self.running)
-        return sum(max(0, self._promised_to(one) - len(one.blocks)) for one in self.running)
+        return sum(
+            max(0, self._promised_to(one, one.known_tokens) - len(one.blocks))
+            for one in self.running
+        )
 
-    def _promised_to(self, sequence: Sequence) -> int:
+    def _promised_to(self, sequence: Sequence, known_tokens: int) -> int:
         """Blocks for all that it can need, for what it is expected to, or for its known tokens."""
         whole = self.blocks_of(sequence.total_tokens)
-        known = self.blocks_of(sequence.known_tokens)
+        known = self.blocks_of(known_tokens)
         match self._policy.reserve:
             case "whole":
                 return whole
@@ -347,7 +350,7 @@ class Scheduler:
 
     def _entry_blocks(self, sequence: Sequence) -> int:
         """Blocks that must be free for it to enter."""
-        need = self._promised_to(sequence)
+        need = self._promised_to(sequence, sequence.known_tokens)
         if self._policy.reserve == "prompt":
             # One more, so that it does not have to make way for itself at its first token.
             need = min(need + 1, self.blocks_of(sequence.total_tokens))

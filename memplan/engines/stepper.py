@@ -9,6 +9,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from memplan.engines.allocator.trimming import Trimmer
@@ -17,7 +18,7 @@ from memplan.engines.lazy_parts import LazyParts
 from memplan.engines.memory_budget import MemoryBudget
 from memplan.engines.meter import SegmentMeter
 from memplan.engines.pressure import Pressure
-from memplan.engines.raw_segments import Flight
+from memplan.engines.raw_segments import Told
 from memplan.engines.runner import Runner
 from memplan.engines.scheduler import BUDGET, Scheduler
 from memplan.engines.sequence import Move, Row, Sequence
@@ -74,7 +75,7 @@ class Stepper:
             return []
         self._scheduler.remove(sequence)
         _, freed = self._scheduler.retire()
-        self._release(freed, self._in_flight(()))
+        self._release(freed, self._noted(()))
         return [
             self._told(
                 sequence,
@@ -109,43 +110,34 @@ class Stepper:
             flush(self._given_up(rows))
             return 0.0
         scheduler.commit(rows, tokens)
-        wanting = (row.sequence for row in rows if row.wants_token)
-        for sequence, sure in zip(wanting, self._runner.log_probabilities(), strict=False):
-            sequence.log_probability += sure
-        in_flight = self._in_flight(rows)
-        decoded = [row.is_decode for row in rows].count(True)
-        end_s = self._meter.close(
-            "step",
-            in_flight=in_flight,
-            prefill_tokens=sum([row.count for row in rows]) - decoded,
-            decode_tokens=decoded,
-            waiting=scheduler.waiting_count,
-            engine=self.gauges(),
-        )
+        if log_probabilities := self._runner.log_probabilities():
+            wanting = (row.sequence for row in rows if row.wants_token)
+            for sequence, sure in zip(wanting, log_probabilities, strict=False):
+                sequence.log_probability += sure
+        told = self._noted(rows)
+        end_s = self._meter.close("step", told=told, engine=self.gauges())
         for row in rows:
             if row.wants_token:
                 self._times[row.sequence.request_id].setdefault("first_token_s", end_s)
         self._hold_to_budget()
         finished, freed = scheduler.retire()
         flush(*(self._ending(sequence, end_s) for sequence in finished))
-        self._release(freed, in_flight)
+        self._release(freed, told)
         return 0.0
 
     def close_idle(self) -> None:
         """Ends a segment in which nothing ran; requests whose next token is not due are in flight."""
-        self._meter.close(
-            "idle",
-            in_flight=self._in_flight(()),
-            waiting=self._scheduler.waiting_count,
-            engine=self.gauges(),
-        )
+        self._meter.close("idle", told=self._noted(()), engine=self.gauges())
 
     def gauges(self) -> Mapping[str, int]:
         """Of the KV blocks, of what was loaded on demand, of collecting garbage, and of what is given
         up for want of memory."""
-        blocks = self._scheduler.book.gauges(self._block_bytes)
-        found = {**blocks, **self._lazy.gauges(), **self._garbage.take()}
-        return found if self._pressure is None else {**found, **self._pressure.gauges()}
+        found = self._scheduler.book.gauges(self._block_bytes)
+        found |= self._garbage.take()
+        found |= self._lazy.gauges()
+        if self._pressure is not None:
+            found |= self._pressure.gauges()
+        return found
 
     # --- steps -----------------------------------------------------------------------------
 
@@ -157,14 +149,14 @@ class Stepper:
             self._move(moves)
         freed = self._scheduler.book.take_freed()
         if freed:
-            self._release(freed, self._in_flight(()))
+            self._release(freed, self._noted(()))
 
-    def _release(self, freed: tuple[int, ...], in_flight: tuple[Flight, ...]) -> None:
+    def _release(self, freed: tuple[int, ...], told: Callable[[], Told]) -> None:
         if freed:
             # In a segment of its own: the next step's peak must not start at memory already freed.
             self._runner.release(freed)
             self._trimmer.after_release()
-            self._meter.close("release", in_flight=in_flight, engine=self.gauges())
+            self._meter.close("release", told=lambda: (told()[0], 0, 0, 0), engine=self.gauges())
 
     def _computed(self, rows: tuple[Row, ...]) -> list[int] | None:
         """None: an allocation failed. Nothing is booked then, so the tokens that were written already
@@ -200,17 +192,16 @@ class Stepper:
 
     def _given_up(self, rows: tuple[Row, ...]) -> dict[str, Any]:
         """An allocation failed: of the requests in the step, the one that asked for most ends."""
-        in_flight = self._in_flight(rows)
+        told = self._noted(rows)
         largest = max(rows, key=lambda row: (row.count, row.start + row.count)).sequence
         end_s = self._meter.close(
             "step",
-            in_flight=in_flight,
-            waiting=self._scheduler.waiting_count,
+            told=lambda: (told()[0], 0, 0, told()[3]),  # no token was booked
             engine=self.gauges(),
         )
         self._scheduler.remove(largest)
         _, freed = self._scheduler.retire()
-        self._release(freed, in_flight)
+        self._release(freed, told)
         return self._told(largest, outcome="failed", reason="allocation_failed", end_s=end_s)
 
     def _hold_to_budget(self) -> None:
@@ -220,17 +211,43 @@ class Stepper:
         if budget.saw(self._meter.last_peak_bytes, self._scheduler.book.resident):
             self._scheduler.limit_blocks(BUDGET, budget.blocks, refuses=True)
 
-    def _in_flight(self, rows: tuple[Row, ...]) -> tuple[Flight, ...]:
-        scheduler, per_token = self._scheduler, self._runner.kv_bytes_per_token
+    def _noted(self, rows: tuple[Row, ...]) -> Callable[[], Told]:
+        """Who is in flight, and with what, after the step of these rows: noted between two steps, and
+        worked out when it is asked for, together with many others."""
+        scheduler = self._scheduler
+        is_shared = bool(scheduler.book.shared)
+        noted = [
+            (
+                one,
+                one.computed,
+                one.known_tokens,
+                len(one.blocks),
+                scheduler.book.shared_away(one) if is_shared else 0.0,
+            )
+            for one in scheduler.running
+        ]
+        return partial(self._worked_out, rows, noted, scheduler.waiting_count)
+
+    def _worked_out(
+        self,
+        rows: tuple[Row, ...],
+        noted: list[tuple[Sequence, int, int, int, float]],
+        waiting: int,
+    ) -> Told:
+        per_token = self._runner.kv_bytes_per_token
         scheduled = {row.sequence.request_id: row.count for row in rows}
         flights = []
-        for one in scheduler.running:
-            others_bytes = int(scheduler.book.shared_away(one) * self._block_bytes)
-            used_bytes = one.computed * per_token - others_bytes
-            reserved_bytes = scheduler.reserved_tokens(one) * per_token - others_bytes
+        for one, computed, known_tokens, blocks, shared_away in noted:
+            others_bytes = int(shared_away * self._block_bytes)
+            reserved_tokens = self._scheduler.reserved_tokens(
+                one, blocks=blocks, known_tokens=known_tokens
+            )
+            used_bytes = computed * per_token - others_bytes
+            reserved_bytes = reserved_tokens * per_token - others_bytes
             tokens = scheduled.get(one.request_id, 0)
             flights.append((one.request_id, used_bytes, reserved_bytes, tokens))
-        return tuple(flights)
+        decoded = sum(row.is_decode for row in rows)
+        return tuple(flights), sum(row.count for row in rows) - decoded, decoded, waiting
 
     def _ending(self, sequence: Sequence, end_s: float) -> dict[str, Any]:
         digest = hashlib.sha256(array("q", sequence.output).tobytes()).hexdigest()[:16]

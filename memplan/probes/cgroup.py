@@ -10,7 +10,7 @@ from memplan.cgroups import GroupMemory, place_at, place_of
 from memplan.records import EngineFacts
 
 # memory.stat makes the kernel fold its per-CPU counters; usage and peak are plain words.
-_DETAIL_EVERY_S = 0.1
+_DETAIL_EVERY_S = 0.2
 
 
 class CgroupProbe:

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from memplan.compiled import Compiled, cache_folder, compile_once
-from memplan.engines import planted
+from memplan.engines import chosen_cuts, planted
 from memplan.engines.cuts import LONGEST_SLICE_S
 from memplan.engines.meter import KEEP_MARK, SegmentMeter
 from memplan.engines.native_cuts import OFF, find_library
-from memplan.procfs import drift_bound_bytes
+from memplan.procfs import ProcessMemory, drift_bound_bytes
 from memplan.units import MIB
 
 SPIKE_BYTES = 32 * MIB
@@ -30,8 +30,12 @@ FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 DRIFT_BYTES = drift_bound_bytes(os.cpu_count() or 1)
 
 
-@pytest.fixture
-def meter() -> Iterator[SegmentMeter]:
+@pytest.fixture(params=[0, 1 << 60], ids=["mark of getrusage", "mark of status"])
+def meter(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SegmentMeter]:
+    """Both ways to read it; which one is taken depends on what this process was before."""
+    monkeypatch.setattr(chosen_cuts, "largest_resident_bytes", lambda: request.param)
     opened = SegmentMeter(
         epoch_s=time.monotonic(), engine_start=0, library=find_library(cache_folder())
     )
@@ -126,10 +130,28 @@ def test_a_right_that_is_lost_while_c_cuts_is_said_and_segments_go_on(meter: Seg
 def test_more_segments_than_there_is_room_for_are_kept_until_they_are_taken(
     meter: SegmentMeter,
 ) -> None:
-    ends = [meter.close("step", waiting=number) for number in range(1000)]
+    ends = [
+        meter.close("step", told=lambda number=number: ((), 0, 0, number)) for number in range(1000)
+    ]
     taken = meter.take()
     assert [one["end_s"] for one in taken] == ends
     assert [one["waiting"] for one in taken] == list(range(1000))
+
+
+def test_what_is_held_at_an_end_is_what_the_status_says(meter: SegmentMeter) -> None:
+    held = mmap.mmap(-1, SPIKE_BYTES, flags=FLAGS)
+    shared = mmap.mmap(-1, SPIKE_BYTES, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    time.sleep(2 * LONGEST_SLICE_S)  # what only the status tells is as old as a slice at most
+    meter.close("step")
+    with ProcessMemory() as memory:
+        said = memory.read()
+    (segment,) = meter.take()
+    for gauge in ("host.rss", "host.anon", "host.file", "host.shmem"):
+        assert segment["gauges"][gauge] == pytest.approx(said[gauge], abs=DRIFT_BYTES), gauge
+    assert segment["gauges"]["host.shmem"] >= SPIKE_BYTES
+    for gauge in ("host.page_tables", "host.swap"):
+        assert segment["gauges"][gauge] == pytest.approx(said[gauge], abs=64 << 10), gauge
+    held.close(), shared.close()
 
 
 def test_while_paused_only_ends_cut(meter: SegmentMeter) -> None:

@@ -56,7 +56,7 @@ def meter(request: pytest.FixtureRequest) -> Iterator[SegmentMeter]:
 
 def test_segments_are_contiguous_and_carry_what_they_are_told(meter: SegmentMeter) -> None:
     first = closed(meter, "start")
-    second = closed(meter, "step", prefill_tokens=5, decode_tokens=2, waiting=1, engine={"a": 7})
+    second = closed(meter, "step", told=lambda: ((), 5, 2, 1), engine={"a": 7})
     assert first.end_s == second.start_s
     assert (second.engine_start, second.prefill_tokens, second.decode_tokens) == (3, 5, 2)
     assert (second.waiting, second.gauges["a"]) == (1, 7)
@@ -162,7 +162,7 @@ def test_what_malloc_keeps_free_is_told_by_its_resident_pages() -> None:
 def test_segments_are_the_same_at_the_other_end_of_the_channel(meter: SegmentMeter) -> None:
     meter.tensors = Tensors()
     meter.close("idle")
-    meter.close("step", in_flight=(("r1", 1, 2, 3),), decode_tokens=1, engine={"engine.x": 5})
+    meter.close("step", told=lambda: ((("r1", 1, 2, 3),), 0, 1, 0), engine={"engine.x": 5})
     raw = unpacked_segments(meter.take_packed())
     assert raw[1].in_flight == (("r1", 1, 2, 3),)
     assert raw[1].gauges["engine.x"] == 5

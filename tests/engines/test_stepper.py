@@ -212,7 +212,7 @@ def test_what_a_failed_step_held_is_free_before_its_segment_is_closed() -> None:
     assert [kind for kind, _ in bench.segments] == ["step", "release"]
     assert bench.alive_at_close == [False, False]
     (_, fields), _ = bench.segments
-    assert [flight[0] for flight in fields["in_flight"]] == ["0"]
+    assert [flight[0] for flight in fields["told"]()[0]] == ["0"]
 
 
 def test_who_has_given_up_is_told_with_what_ran_and_leaves_nothing() -> None:
@@ -225,7 +225,7 @@ def test_who_has_given_up_is_told_with_what_ran_and_leaves_nothing() -> None:
     bench.cancel("0")
     assert bench.did == ["release", "close release"]
     (_, fields) = bench.segments[-1]
-    assert [flight[0] for flight in fields["in_flight"]] == ["1"]
+    assert [flight[0] for flight in fields["told"]()[0]] == ["1"]
     ended = bench.endings["0"]
     assert (ended["outcome"], ended["reason"]) == ("cancelled", None)
     assert (ended["input_tokens_run"], ended["output_tokens_run"]) == (5, 2)
