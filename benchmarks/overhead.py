@@ -46,7 +46,8 @@ memplan's own process, which reads them, samples every 50 ms and writes."""
 SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 STEPS = {"prefill": 1, "decode": 1}
-"""Of a window, after one that is not timed."""
+"""Of a window. As few as can be, and none between two that is not timed: what others do to the machine
+lasts for many steps, so that neighbours share it, and next neighbours less."""
 REQUESTS = 2
 """In flight while decoding: short steps, where a fixed cost weighs most, and many pairs."""
 PROMPT_TOKENS = 64
@@ -119,10 +120,9 @@ class Bench:
         self.switch(on)
         steps = STEPS[phase]
         if phase == "prefill":
-            for _ in range(steps + 1):
+            for _ in range(steps):
                 self.submit(output_tokens=1)
         step: Callable[[], None] = self._step if "segments" in on else self._silent_step
-        step()
         self._ran_s = 0.0
         before, cpu_s = _switches(), time.process_time()
         times_s = [time.perf_counter()]
@@ -131,7 +131,7 @@ class Bench:
             times_s.append(time.perf_counter())
         cpu_s, switches = time.process_time() - cpu_s, _switches() - before
         if phase == "decode":
-            self._forget(steps + 1)
+            self._forget(steps)
         return Window(
             steps_s=tuple(b - a for a, b in pairwise(times_s)),
             wall_s=(times_s[-1] - times_s[0]) / steps,
