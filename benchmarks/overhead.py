@@ -208,8 +208,9 @@ def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
     if phase == "decode":
         for _ in range(REQUESTS):
             bench.submit(output_tokens=3000)
-        for _ in range(REQUESTS + 2):
-            bench.window(phase, TREATMENTS["nothing"])
+        bench.switch(TREATMENTS["nothing"])
+        for _ in range(REQUESTS + 2):  # until all prompts are read
+            bench._silent_step()
     pairs = []
     until_s = time.monotonic() + plan["seconds"]
     while time.monotonic() < until_s:
