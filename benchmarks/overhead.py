@@ -1,8 +1,8 @@
 """How much slower the real engine runs while everything measures it, against nothing measuring it.
 
-One engine process (SmolLM2-135M, torch) runs short windows of steps in pairs, in random order: in one,
+One engine process (SmolLM2-135M, torch) runs windows of one step in pairs, in random order: in one,
 segments are closed at every step and sent, live tensors are counted, the 1 kHz sampler reads and
-memplan itself takes its samples, one every 50 ms, and writes its files; in the other none of that
+memplan itself takes its samples, one every 100 ms, and writes its files; in the other none of that
 happens. Both see the same machine, so their ratio is free of what else it does. Pairs of two silent
 windows are the null test.
 
@@ -42,7 +42,7 @@ TREATMENTS = {
     "sampler": frozenset({"sampler"}),
 }
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
-memplan's own process, which reads them, samples every 50 ms and writes."""
+memplan's own process, which reads them, samples every 100 ms and writes."""
 SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 STEPS = {"prefill": 1, "decode": 1}

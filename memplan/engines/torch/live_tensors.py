@@ -111,10 +111,12 @@ class LiveTensors:
             return
         self._is_watching = is_on
         for module, counted in self._watched:
+            # Straight into what an instance has in front of its class: by way of the module itself 60
+            # of them took 0.3 ms.
             if is_on:
-                module.forward = counted
+                module.__dict__["forward"] = counted
             else:
-                del module.forward  # an instance's, in front of the class's
+                del module.__dict__["forward"]
 
     def interpreter_bytes(self) -> int:
         """Arenas of Python's small objects that were mapped since ``count_interpreter``."""
