@@ -48,9 +48,9 @@ SAMPLE_PERIOD_S = 0.1
 STEPS = {"prefill": 1, "decode": 1}
 """Of a window. As few as can be, and none between two that is not timed: what others do to the machine
 lasts for many steps, so that neighbours share it, and next neighbours less."""
-REQUESTS = 2
-"""In flight while decoding: short steps, where a fixed cost weighs most, and many pairs."""
-PROMPT_TOKENS = 64
+REQUESTS, PROMPT_TOKENS = 2, 64
+"""In flight while decoding, and in a prompt: short steps, where a fixed cost weighs most, and many
+pairs. The engine's defaults are up to 16 and 512."""
 KEPT_RATIO = 0.75
 """Windows with more involuntary switches than this share of their kind are left out, on either side."""
 MODEL = """\
@@ -80,8 +80,9 @@ class Window:
 class Bench:
     """The worker as it is, and the same steps without what measures."""
 
-    def __init__(self, worker: Any, pids: Sequence[int]) -> None:
+    def __init__(self, worker: Any, pids: Sequence[int], prompt_tokens: int) -> None:
         self._worker = worker
+        self._prompt_tokens = prompt_tokens
         self._stepper = worker._stepper
         self._memplan_pid, self._sampler_pid = pids
         self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
@@ -152,7 +153,7 @@ class Bench:
 
         self._sent += 1
         draw = random.Random(self._sent)
-        prompt = [draw.randrange(1, 40_000) for _ in range(PROMPT_TOKENS)]
+        prompt = [draw.randrange(1, 40_000) for _ in range(self._prompt_tokens)]
         self._stepper.submit(
             Request(request_id=f"r{self._sent}", prompt=prompt, output_tokens=output_tokens)
         )
@@ -194,7 +195,7 @@ def be_engine(fd: int) -> None:
     worker = Worker(channel, config)
     facts = worker._load()
     channel.send({"type": "ready", "facts": dataclasses.asdict(facts)})
-    bench = Bench(worker, channel.receive(None)[0]["pids"])
+    bench = Bench(worker, channel.receive(None)[0]["pids"], plan["prompt_tokens"])
     try:
         pairs = {phase: measured_pairs(bench, phase, plan) for phase in STEPS}
     finally:
@@ -206,10 +207,10 @@ def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
     """(treatment, first window, silent window) until the time is over."""
     draw = random.Random(f"{SEED}-{phase}")
     if phase == "decode":
-        for _ in range(REQUESTS):
+        for _ in range(plan["requests"]):
             bench.submit(output_tokens=3000)
         bench.switch(TREATMENTS["nothing"])
-        for _ in range(REQUESTS + 2):  # until all prompts are read
+        for _ in range(plan["requests"] + 2):  # until all prompts are read
             bench._silent_step()
     pairs = []
     until_s = time.monotonic() + plan["seconds"]
@@ -240,7 +241,7 @@ def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.yaml"
-        model.write_text(MODEL.format(threads=threads, prompt_tokens=PROMPT_TOKENS))
+        model.write_text(MODEL.format(threads=threads, prompt_tokens=plan["prompt_tokens"]))
         deployment = load_deployment(model)
         epoch_s = MonotonicClock().now_s()
         engine = EmbeddedEngine(deployment, epoch_s=epoch_s, number=0, log=Path(scratch) / "log")
@@ -422,6 +423,10 @@ def _text_of(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=70, help="of each phase and thread count")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="in flight while decoding")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=PROMPT_TOKENS, help="of a prefill step"
+    )
     parser.add_argument("--parts", action="store_true", help="each source alone, too")
     parser.add_argument(
         "--threads", type=int, action="append", help="of the engine; again for more than one"
@@ -444,7 +449,12 @@ def main() -> None:
         be_memplan(int(threads), json.loads(plan), Path(out))
         return
     treatments = list(TREATMENTS) if arguments.parts else [*["everything"] * 3, "nothing"]
-    plan = {"seconds": arguments.seconds, "treatments": treatments}
+    plan = {
+        "seconds": arguments.seconds,
+        "treatments": treatments,
+        "requests": arguments.requests,
+        "prompt_tokens": arguments.prompt_tokens,
+    }
     began_s, load_before = time.monotonic(), os.getloadavg()
     kept_pairs: list[dict[str, Any]] = []
     if arguments.pairs is not None and arguments.pairs.exists():
@@ -472,6 +482,8 @@ def main() -> None:
         "off, less 1; median over pairs, 95 % interval by bootstrap; quiet_steps: ratio of the lower "
         "quartiles of all single steps",
         "seed": SEED,
+        "requests": arguments.requests,
+        "prompt_tokens": arguments.prompt_tokens,
         "sampler_policy": kept_pairs[-1]["policy"],
         "rows": rows,
         "machine": {
