@@ -337,6 +337,7 @@ struct cuts *memplan_cuts_open(double epoch_s, double cut_s, double slice_s, dou
 void memplan_cuts_pause(struct cuts *cuts, int is_paused) {
   pthread_mutex_lock(&cuts->lock);
   cuts->is_paused = is_paused;
+  pthread_cond_signal(&cuts->over); /* the thread may sleep for longer than a slice */
   pthread_mutex_unlock(&cuts->lock);
 }
 

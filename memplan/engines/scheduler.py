@@ -338,15 +338,13 @@ class Scheduler:
     def _promised_to(self, sequence: Sequence, known_tokens: int) -> int:
         """Blocks for all that it can need, for what it is expected to, or for its known tokens."""
         whole = self.blocks_of(sequence.total_tokens)
+        if self._policy.reserve == "whole":
+            return whole
         known = self.blocks_of(known_tokens)
-        match self._policy.reserve:
-            case "whole":
-                return whole
-            case "expected":
-                tokens = len(sequence.prompt) + self._policy.expected_output_tokens - 1
-                return min(whole, max(known, self.blocks_of(tokens)))
-            case "prompt":
-                return known
+        if self._policy.reserve == "prompt":
+            return known
+        tokens = len(sequence.prompt) + self._policy.expected_output_tokens - 1
+        return min(whole, max(known, self.blocks_of(tokens)))
 
     def _entry_blocks(self, sequence: Sequence) -> int:
         """Blocks that must be free for it to enter."""

@@ -77,6 +77,7 @@ class LiveTensors:
         self._modules: list[str | None] = [None]
         self._watched: list[tuple[torch.nn.Module, Callable[..., Any]]] = []
         self._is_watching = False
+        self._names = TensorNames()
 
     def cut(self) -> bytes:
         """The interval since the last call ends, and the next begins."""
@@ -85,7 +86,10 @@ class LiveTensors:
 
     @property
     def names(self) -> TensorNames:
-        return TensorNames(tuple(self._owners), tuple(self._modules), WEIGHTS)
+        known = self._names
+        if (len(known.owners), len(known.modules)) != (len(self._owners), len(self._modules)):
+            self._names = TensorNames(tuple(self._owners), tuple(self._modules), WEIGHTS)
+        return self._names
 
     @contextmanager
     def owned_by(self, owner: str) -> Iterator[None]:
