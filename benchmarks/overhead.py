@@ -43,6 +43,7 @@ TREATMENTS = {
 }
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
 memplan's own process, which reads them, samples every 100 ms and writes."""
+LATE_S = 0.005
 SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 STEPS = {"prefill": 1, "decode": 1}
@@ -89,6 +90,7 @@ class Bench:
         self._tensors = worker._runner._tensors
         self._on = frozenset({"segments", "tensors", "sampler"})
         self._sent = 0
+        self._paused_s = 0.0
         self._ran_s = 0.0
         self._run = worker._runner.run
         worker._runner.run = self._timed_run
@@ -109,12 +111,15 @@ class Bench:
             self._worker._runner._tensors = self._tensors if "tensors" in on else "not counted"
         if ("segments" in on) != ("segments" in self._on):
             if "segments" in on:
+                # What is sent twice a second shall be due as often as if nothing had been switched off.
+                self._worker._flushed_s += meter.now_s() - self._paused_s
                 meter.pause_slicing(is_paused=False)
                 os.kill(self._memplan_pid, signal.SIGCONT)
                 meter.close("idle")
             else:
                 meter.pause_slicing(is_paused=True)
                 os.kill(self._memplan_pid, signal.SIGSTOP)
+                self._paused_s = meter.now_s()
         self._on = on
 
     def window(self, phase: str, on: frozenset[str]) -> Window:
@@ -295,6 +300,7 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
     writer = RunWriter(Path(scratch) / "run", header)
     attached, segments, due_s = False, 0, 0.0
     said = WorkerWords(engine_start=0)
+    draw = random.Random(SEED)
     while True:
         for message in ours.receive(max(0.0, due_s - time.monotonic()) if attached else None):
             match message["type"]:
@@ -321,7 +327,10 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
                             writer.segment(event.segment)
                             segments += 1
         now_s = time.monotonic()
-        if attached and now_s >= due_s:
+        if attached and now_s > due_s + LATE_S:
+            # It was stopped. Samples shall come as often as if it had not been, and at any moment.
+            due_s = now_s + draw.random() * SAMPLE_PERIOD_S
+        elif attached and now_s >= due_s:
             values: dict[str, int] = {}
             for probe in probes:
                 values |= probe.read()

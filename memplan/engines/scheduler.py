@@ -82,6 +82,8 @@ class Scheduler:
             slots=policy.slots,
         )
         self.lanes = [Lane(limits) for limits in (policy.lanes or (LaneLimits(),))]
+        self.is_plain = self.book.is_plain and policy.reserve == "whole"
+        """Each request has blocks of its own, and all that it can need is reserved."""
         self.running: list[Sequence] = []
         """In the order of admission."""
         self._ended: list[Sequence] = []

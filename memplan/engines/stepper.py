@@ -192,7 +192,7 @@ class Stepper:
 
     def _given_up(self, rows: tuple[Row, ...]) -> dict[str, Any]:
         """An allocation failed: of the requests in the step, the one that asked for most ends."""
-        told = self._noted(rows)
+        told = self._noted(rows, is_booked=False)
         largest = max(rows, key=lambda row: (row.count, row.start + row.count)).sequence
         end_s = self._meter.close(
             "step",
@@ -211,10 +211,12 @@ class Stepper:
         if budget.saw(self._meter.last_peak_bytes, self._scheduler.book.resident):
             self._scheduler.limit_blocks(BUDGET, budget.blocks, refuses=True)
 
-    def _noted(self, rows: tuple[Row, ...]) -> Callable[[], Told]:
+    def _noted(self, rows: tuple[Row, ...], *, is_booked: bool = True) -> Callable[[], Told]:
         """Who is in flight, and with what, after the step of these rows: noted between two steps, and
         worked out when it is asked for, together with many others."""
         scheduler = self._scheduler
+        if is_booked and scheduler.is_plain and len(rows) == len(scheduler.running):
+            return partial(self._worked_out_of_rows, rows, scheduler.waiting_count)
         is_shared = bool(scheduler.book.shared)
         noted = [
             (
@@ -227,6 +229,11 @@ class Stepper:
             for one in scheduler.running
         ]
         return partial(self._worked_out, rows, noted, scheduler.waiting_count)
+
+    def _worked_out_of_rows(self, rows: tuple[Row, ...], waiting: int) -> Told:
+        """Where everybody in flight had a row, which says how far it has come."""
+        noted = [(row.sequence, row.start + row.count, 0, 0, 0.0) for row in rows]
+        return self._worked_out(rows, noted, waiting)
 
     def _worked_out(
         self,

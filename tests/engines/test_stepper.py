@@ -215,6 +215,43 @@ def test_what_a_failed_step_held_is_free_before_its_segment_is_closed() -> None:
     assert [flight[0] for flight in fields["told"]()[0]] == ["0"]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {},
+        {"reserve": "prompt"},
+        {"reserve": "expected", "expected_output_tokens": 3},
+        {"reserve": "prompt", "sharing": "kept"},
+        {"max_batch_tokens": 5},
+    ],
+    ids=str,
+)
+def test_what_is_told_of_a_step_later_is_what_was_so_at_its_end(policy: dict[str, Any]) -> None:
+    bench = Bench(**policy)
+    scheduler, at_once = bench.scheduler, []
+
+    def close(kind: str, **fields: Any) -> float:
+        held = {
+            one.request_id: one.computed * 10 - int(scheduler.book.shared_away(one) * 10 * WIDTH)
+            for one in scheduler.running
+        }
+        if kind == "step":
+            at_once.append((fields["told"], fields["told"](), held, scheduler.waiting_count))
+        return bench.now_s()
+
+    bench.close = close  # type: ignore[method-assign]
+    for length, output in ((9, 6), (5, 9), (9, 2), (14, 3), (3, 12)):
+        bench.ask([7] * length, output)
+        bench.step()
+    bench.serve()
+    assert len(at_once) >= 12
+    for told, before, held, waiting in at_once:
+        flights, _, _, waited = told()
+        assert told() == before
+        assert ({name: used for name, used, _, _ in flights}, waited) == (held, waiting)
+        assert all(reserved >= used for _, used, reserved, _ in flights)
+
+
 def test_who_has_given_up_is_told_with_what_ran_and_leaves_nothing() -> None:
     bench = Bench()
     for length in (5, 9):
