@@ -172,9 +172,8 @@ def judge(recording: Recording, draw: random.Random) -> Verdict:
     ]
     heights: dict[int, int] = {}
     false_alarms = 0
-    for segment in serving:
-        peak = segment.peak["host.hwm"]
-        touched = _touching(segment, spikes)
+    for start_s, end_s, peak in (part for segment in serving for part in _parts(segment)):
+        touched = _touching(start_s, end_s, spikes)
         # A peak that two spikes share could be of either, so it counts for neither.
         if len(touched) == 1 and peak >= lines[touched[0]]:
             heights[touched[0]] = max(heights.get(touched[0], 0), peak)
@@ -244,12 +243,21 @@ def _heights(rows: Sequence[Row]) -> dict[str, object]:
     }
 
 
-def _touching(segment: Segment, spikes: Sequence[PlantedSpike]) -> list[int]:
-    """Numbers of the spikes of which something may still be resident in the segment."""
+def _parts(segment: Segment) -> list[tuple[float, float, int]]:
+    """(start_s, end_s, peak): its slices, or all of it where it is one. A step of a slow machine lasts
+    long enough for two spikes."""
+    ends = [(one.end_s, one.peak_bytes) for one in segment.slices]
+    ends = ends or [(segment.end_s, segment.peak["host.hwm"])]
+    starts = [segment.start_s, *(end_s for end_s, _ in ends[:-1])]
+    return [(start_s, *end) for start_s, end in zip(starts, ends, strict=True)]
+
+
+def _touching(start_s: float, end_s: float, spikes: Sequence[PlantedSpike]) -> list[int]:
+    """Numbers of the spikes of which something may still be resident in that time."""
     return [
         i
         for i, spike in enumerate(spikes)
-        if segment.start_s <= spike.gone_s + GIVING_BACK_S and segment.end_s >= spike.began_s
+        if start_s <= spike.gone_s + GIVING_BACK_S and end_s >= spike.began_s
     ]
 
 
