@@ -63,9 +63,12 @@ def bytes_text(value_bytes: float | None) -> str:
 
 
 def seconds_text(value_s: float | None) -> str:
-    """Milliseconds below a second, seconds below two minutes, minutes below three hours, then hours."""
+    """Microseconds where a tenth of a millisecond would say nothing, milliseconds below a second, then
+    seconds below two minutes, minutes below three hours, then hours."""
     if value_s is None:
         return "unknown"
+    if 0 < abs(value_s) < 50e-6:
+        return f"{value_s * 1e6:.0f} µs"
     if abs(value_s) < 1:
         return f"{value_s * 1e3:.1f} ms" if abs(value_s) < 0.1 else f"{value_s * 1e3:.0f} ms"
     if abs(value_s) < 120:

@@ -97,6 +97,7 @@ def test_shown_durations_read_back_within_what_they_show(duration_s: float) -> N
 
 
 def test_unknown_is_said_and_zero_is_shown() -> None:
+    assert (seconds_text(32e-6), seconds_text(50e-6)) == ("32 µs", "0.1 ms")
     assert {bytes_text(None), seconds_text(None), usd_text(None)} == {"unknown"}
     assert (bytes_text(0), seconds_text(0), usd_text(0)) == ("0 B", "0.0 ms", "$0")
 
