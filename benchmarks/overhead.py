@@ -43,9 +43,10 @@ TREATMENTS = {
 }
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
 memplan's own process, which reads them, samples every 100 ms and writes."""
-LATE_S = 0.005
 SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
+LATE_S = 0.005
+"""A sample that is due for longer was held up by a stop of its process."""
 STEPS = {"prefill": 1, "decode": 1}
 """Of a window. As few as can be, and none between two that is not timed: what others do to the machine
 lasts for many steps, so that neighbours share it, and next neighbours less."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memplan.commands.options import (
+    SAMPLE_PERIOD,
     ColumnsOption,
     ForceOption,
     JsonOption,
@@ -95,7 +96,7 @@ def replay(
     ] = False,
     prompts: PromptsOption = None,
     out: OutOption = None,
-    sample_period: PeriodOption = "100ms",
+    sample_period: PeriodOption = SAMPLE_PERIOD,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -200,7 +201,7 @@ def profile(
     ] = False,
     memory_limit: LimitOption = None,
     out: OutOption = None,
-    sample_period: PeriodOption = "100ms",
+    sample_period: PeriodOption = SAMPLE_PERIOD,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -264,7 +265,7 @@ def demo(
     trace = builtin_path("azure_code_2023.slice.csv")
     workload = trace_waves(trace, deployment, limit=60, length_scale=0.5, dilation=4.0)
     folder = out or Path("memplan-runs") / run_name(deployment, "demo")
-    _measured(_job("replay", deployment, workload, folder, "100ms", force))
+    _measured(_job("replay", deployment, workload, folder, SAMPLE_PERIOD, force))
     found = read_runs([folder])
     print_runs(found, as_json=False)
     write_report(found, folder / REPORT, nodes=None, force=True)

@@ -28,6 +28,8 @@ ColumnsOption = Annotated[
 PeriodOption = Annotated[
     str, typer.Option("--sample-period", help="Time between samples of the timeline.")
 ]
+SAMPLE_PERIOD = "100ms"
+"""Unless ``--sample-period`` says otherwise."""
 LimitOption = Annotated[
     str | None,
     typer.Option("--memory-limit", help="Most memory charged to the engine, such as 2GiB."),

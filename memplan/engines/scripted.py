@@ -209,16 +209,15 @@ class ScriptedEngine:
                 InFlight(
                     request_id=s.request_id,
                     kv_used_bytes=s.computed * per_token - others,
-                    kv_reserved_bytes=reserved_tokens * per_token - others,
+                    kv_reserved_bytes=self._scheduler.reserved_tokens(
+                        s, blocks=len(s.blocks), known_tokens=s.known_tokens
+                    )
+                    * per_token
+                    - others,
                     tokens=scheduled.get(s.request_id, 0),
                 )
                 for s in self._scheduler.running
                 for others in [int(book.shared_away(s) * self._block_bytes)]
-                for reserved_tokens in [
-                    self._scheduler.reserved_tokens(
-                        s, blocks=len(s.blocks), known_tokens=s.known_tokens
-                    )
-                ]
             ),
             prefill_tokens=sum(row.count for row in rows if not row.is_decode),
             decode_tokens=sum(1 for row in rows if row.is_decode),

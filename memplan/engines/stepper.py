@@ -231,7 +231,8 @@ class Stepper:
         return partial(self._worked_out, rows, noted, scheduler.waiting_count)
 
     def _worked_out_of_rows(self, rows: tuple[Row, ...], waiting: int) -> Told:
-        """Where everybody in flight had a row, which says how far it has come."""
+        """Where everybody in flight had a row, which says how far it has come, and reserves all that it
+        can need, so that the blocks it holds by then say nothing more."""
         noted = [(row.sequence, row.start + row.count, 0, 0, 0.0) for row in rows]
         return self._worked_out(rows, noted, waiting)
 

@@ -151,7 +151,8 @@ def test_what_is_held_at_an_end_is_what_the_status_says(meter: SegmentMeter) -> 
     assert segment["gauges"]["host.shmem"] >= SPIKE_BYTES
     for gauge in ("host.page_tables", "host.swap"):
         assert segment["gauges"][gauge] == pytest.approx(said[gauge], abs=64 << 10), gauge
-    held.close(), shared.close()
+    held.close()
+    shared.close()
 
 
 def test_while_paused_only_ends_cut(meter: SegmentMeter) -> None:

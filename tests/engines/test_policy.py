@@ -98,7 +98,7 @@ def test_reserve_preempt_and_sharing_are_those_of_the_settings() -> None:
     one.submit(only)
     one.admit()
     one.commit(one.next_rows(), [1])
-    assert one.reserved_tokens(only, blocks=1, known_tokens=17) == 16
+    assert one.reserved_tokens(only, blocks=len(only.blocks), known_tokens=only.known_tokens) == 16
     one.preempt(only, 0.0)
     assert one.book.offloaded == len(only.slots) == 1
 

@@ -198,7 +198,9 @@ def test_blocks_are_taken_as_tokens_are_written_and_reserved_from_the_start() ->
     one.submit(only)
     step(one)
     assert len(only.blocks) == 2  # 8 tokens written
-    assert one.reserved_tokens(only, blocks=2, known_tokens=10) == 12  # 12 tokens, 3 blocks
+    assert (
+        one.reserved_tokens(only, blocks=len(only.blocks), known_tokens=only.known_tokens) == 12
+    )  # 12 tokens, 3 blocks
     step(one)
     assert len(only.blocks) == 3
 

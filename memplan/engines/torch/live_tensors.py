@@ -1,6 +1,6 @@
 """The exact bytes of live CPU tensors and their peak, from a hook in front of torch's allocator.
 
-torch counts memory on accelerators only. The hook is forty lines of C, compiled once with the
+torch counts memory on accelerators only. The hook is a small library in C, compiled once with the
 machine's compiler into the user's cache and preloaded into the engine process. Where it cannot be,
 the reason is kept as text, and activations are then known by a lower bound only.
 """
