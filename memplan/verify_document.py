@@ -12,7 +12,9 @@ def verify_document(node: ScaledNode, first: Trial, more: Trial) -> Document:
     return Document(
         title=f"The plan, tried: {first.replicas} replicas in {bytes_text(node.usable_bytes)}",
         subtitle=f"a limit of {bytes_text(node.limit_bytes)} for all of them together, beside "
-        f"{bytes_text(node.files_bytes)} of files that they share; margin {node.margin_ratio:.0%}",
+        f"{bytes_text(node.files_bytes)} of files that they share; margin {node.margin_ratio:.0%}; in "
+        f"the limit {bytes_text(node.kernel_bytes)} of the kernel's own for them, and "
+        f"{bytes_text(node.charged_ahead_bytes)} that this machine's CPUs may hold charged ahead",
         answer=_answer(first, more),
         figures=(),
         sections=(

@@ -3,11 +3,13 @@ need, under traffic that the plan was not made from; and then one replica more.
 
 The node is scaled: its memory is what the plan's own rule gives N replicas. Files that replicas map
 (weights, libraries) are in the page cache before, so they are charged to nobody here and are taken off
-the limit.
+the limit. What only a control group counts comes on top: the kernel's own memory (stacks, open files),
+and pages that each CPU holds charged ahead of their use.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from memplan.errors import InputError, MachineError
 from memplan.gateway.measuring import measure_pools
 from memplan.gateway_file import read_gateway
 from memplan.measure import Job
+from memplan.pages import PAGE_BYTES
 from memplan.plan.node_memory import (
     held_out,
     most_replicas,
@@ -34,6 +37,10 @@ from memplan.specs.pools import PoolSpec, RouteSpec, RouteWhen
 from memplan.workload.ladder import Wave
 
 REPLICA_LABEL = "memplan.replica"
+CHARGED_AHEAD_PAGES = 64
+"""The kernel charges a group so many pages at once and keeps the rest for the CPU's next faults
+(MEMCG_CHARGE_BATCH, include/linux/memcontrol.h). At the limit it asks other CPUs to give theirs back,
+but kills without waiting for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +52,16 @@ class ScaledNode:
     files_bytes: int
     """Of it, files that all replicas map."""
     margin_ratio: float
+    kernel_bytes: int
+    """What the kernel holds for ``replicas`` engines beside page tables, as the run's samples say; 0
+    where no group of the engine's own was sampled."""
+    charged_ahead_bytes: int
+    """By this machine's CPUs."""
 
     @property
     def limit_bytes(self) -> int:
-        return self.usable_bytes - self.files_bytes
+        own = self.usable_bytes - self.files_bytes
+        return own + self.kernel_bytes + self.charged_ahead_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +113,8 @@ def scaled_node(
         usable_bytes=int(usable),
         files_bytes=files,
         margin_ratio=margin,
+        kernel_bytes=replicas * _other_kernel_bytes(recording),
+        charged_ahead_bytes=(os.cpu_count() or 1) * CHARGED_AHEAD_PAGES * PAGE_BYTES,
     )
 
 
@@ -185,6 +200,15 @@ def try_replicas(
         folder=str(folder),
         problem=problem,
     )
+
+
+def _other_kernel_bytes(recording: Recording) -> int:
+    found = (
+        one.values["cgroup.kernel"] - one.values["host.page_tables"]
+        for one in recording.samples
+        if {"cgroup.kernel", "host.page_tables"} <= one.values.keys()
+    )
+    return max(0, max(found, default=0))
 
 
 def _kills_in(runs: list[Recording]) -> int:

@@ -58,6 +58,7 @@ def test_n_replicas_hold_and_one_more_is_killed(
     first, more = found["trials"]
     assert (first["holds"], first["completed"], first["died"]) == (True, 16, 0)
     assert first["peak_charged_bytes"] <= found["node"]["limit_bytes"]
+    assert 0 < found["node"]["kernel_bytes"] < 2 * 1024**2  # two small engines' stacks and files
     assert more["holds"] is False
     assert more["oom_kills"] >= 1
     assert run(["report", str(out / "2-replicas"), "--json"]) == 0
