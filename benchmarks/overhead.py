@@ -6,6 +6,14 @@ memplan itself takes its samples, one every 100 ms, and writes its files; in the
 happens. Both see the same machine, so their ratio is free of what else it does. Pairs of two silent
 windows are the null test.
 
+On a machine whose speed varies from one step to the next by several percent that takes hours to tell
+a tenth of one percent. So the same is also put together from parts that can be told sooner: what a
+step takes longer beside the model (the difference of two steps without the model's own time), and how
+much longer the model takes, by windows of a few decoder layers each, neighbours in one step: all layers
+compute the same, and there are tens of pairs a second. Slices and samples, which come now and then, are
+told by the windows whose first part they fell into. (Into the whole of a window they fall the sooner the
+longer it is, whatever they cost.)
+
     python benchmarks/overhead.py --out reports/benchmark_overhead.json
 """
 
@@ -32,6 +40,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 SEED = 20261124
 THREADS = (1, 2)
 TREATMENTS = {
@@ -41,6 +52,7 @@ TREATMENTS = {
     "tensors": frozenset({"tensors"}),
     "sampler": frozenset({"sampler"}),
 }
+EVERYTHING = TREATMENTS["everything"]
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
 memplan's own process, which reads them, samples every 100 ms and writes."""
 SAMPLE_PERIOD_S = 0.1
@@ -53,6 +65,15 @@ lasts for many steps, so that neighbours share it, and next neighbours less."""
 REQUESTS, PROMPT_TOKENS = 2, 64
 """In flight while decoding, and in a prompt: short steps, where a fixed cost weighs most, and many
 pairs. The engine's defaults are up to 16 and 512."""
+CUT_AT = 32
+"""Where a struct cuts holds cut_s, in bytes (native_cuts.c)."""
+SETTLING_LAYERS, WINDOW_LAYERS = 1, 4
+"""Not timed after a switch, and timed."""
+FIRST_PART_RATIO = 0.5
+"""Of the median window: nearly all are longer."""
+TRIMMED_RATIO = 0.01
+"""Left out on either side, where a mean is taken."""
+RESAMPLES = 500
 KEPT_RATIO = 0.75
 """Windows with more involuntary switches than this share of their kind are left out, on either side."""
 MODEL = """\
@@ -88,6 +109,7 @@ class Bench:
         self._stepper = worker._stepper
         self._memplan_pid, self._sampler_pid = pids
         self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
+        self._forget_tensors = ctypes.CDLL(None).memplan_forget_tensors
         self._tensors = worker._runner._tensors
         self._on = frozenset({"segments", "tensors", "sampler"})
         self._sent = 0
@@ -107,6 +129,7 @@ class Bench:
         if ("sampler" in on) != ("sampler" in self._on):
             os.kill(self._sampler_pid, signal.SIGCONT if "sampler" in on else signal.SIGSTOP)
         if ("tensors" in on) != ("tensors" in self._on):
+            self._forget_tensors()
             self._counting.value = "tensors" in on
             self._tensors.watch(is_on=False)
             self._worker._runner._tensors = self._tensors if "tensors" in on else "not counted"
@@ -187,6 +210,80 @@ class Bench:
             worker._trimmer.after_release()
 
 
+class LayerWindows:
+    """Times each layer of the model: some with their tensors counted and the sampler reading, some
+    without, as ``plan`` says. Segments and what they tell go on in all of them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        worker = bench._worker
+        model = worker._runner._model
+        layers = next(m for m in model.modules() if type(m).__name__ == "ModuleList")
+        self.count = len(layers)
+        parts = [{id(m) for m in layer.modules()} for layer in layers]
+        self._watched = [
+            [(m, counted) for m, counted in bench._tensors._watched if id(m) in ids]
+            for ids in parts
+        ]
+        self._began_s = time.perf_counter() - worker._meter.now_s()
+        self._cut_s = ctypes.c_double.from_address(worker._meter._cuts._now._handle.value + CUT_AT)
+        self._at = 0
+        self._on = EVERYTHING
+        self._plan: Sequence[frozenset[str]] = ()
+        self.windows: list[tuple[float, float, float]] = []
+        kind = type(layers[0])
+        call = kind.__call__
+
+        def timed(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._plan:
+                return call(layer, *args, **kwargs)
+            self._switch(self._plan[self._at])
+            cut_s, began_s = self._cut_s.value, time.perf_counter()
+            found = call(layer, *args, **kwargs)
+            took_s = time.perf_counter() - began_s
+            is_cut = self._cut_s.value != cut_s
+            self.windows.append(
+                (began_s, took_s, self._began_s + self._cut_s.value if is_cut else 0)
+            )
+            self._watch(is_on=True)
+            self._at += 1
+            return found
+
+        kind.__call__ = timed
+
+    def step(self, phase: str, plan: Sequence[frozenset[str]]) -> list[tuple[float, float, float]]:
+        """Of each layer: when it began, what it took, and when a slice fell into it, or 0."""
+        bench = self._bench
+        bench._forget_tensors()
+        self._plan, self._at, self.windows = plan, 0, []
+        if phase == "prefill":
+            bench.submit(output_tokens=1)
+        bench._step()
+        self._plan = ()
+        self._switch(EVERYTHING)
+        if phase == "decode":
+            bench._forget(1)
+        return self.windows
+
+    def _switch(self, on: frozenset[str]) -> None:
+        self._bench._counting.value = "tensors" in on
+        if ("sampler" in on) != ("sampler" in self._on):
+            is_on = "sampler" in on
+            os.kill(self._bench._sampler_pid, signal.SIGCONT if is_on else signal.SIGSTOP)
+        self._on = on
+        if self._plan:
+            self._watch(is_on=False)
+
+    def _watch(self, is_on: bool) -> None:
+        """Where the parts of this layer are watched in this step, as ``LiveTensors.watch``."""
+        if self._bench._tensors._is_watching and "tensors" not in self._plan[self._at]:
+            for module, counted in self._watched[self._at]:
+                if is_on:
+                    module.__dict__["forward"] = counted
+                else:
+                    del module.__dict__["forward"]
+
+
 def _switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
@@ -203,10 +300,14 @@ def be_engine(fd: int) -> None:
     channel.send({"type": "ready", "facts": dataclasses.asdict(facts)})
     bench = Bench(worker, channel.receive(None)[0]["pids"], plan["prompt_tokens"])
     try:
-        pairs = {phase: measured_pairs(bench, phase, plan) for phase in STEPS}
+        pairs, layers, windows = {}, {}, LayerWindows(bench)
+        for phase in STEPS:
+            pairs[phase] = measured_pairs(bench, phase, plan)
+            bench.switch(TREATMENTS["everything"])
+            layers[phase] = layer_pairs(windows, phase, plan)
     finally:
         bench.switch(TREATMENTS["everything"])
-    channel.send({"type": "result", "pairs": pairs})
+    channel.send({"type": "result", "pairs": pairs, "layers": layers})
 
 
 def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
@@ -231,6 +332,31 @@ def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
             ):
                 break
     return pairs
+
+
+def layer_pairs(windows: LayerWindows, phase: str, plan: dict[str, Any]) -> list[Any]:
+    """(treatment, window, silent window) of two neighbouring rows of layers, until the time is over."""
+    draw = random.Random(f"{SEED}-{phase}-layers")
+    found = []
+    treatments = [name for name in plan["treatments"] if name != "segments"]
+    long = SETTLING_LAYERS + WINDOW_LAYERS
+    until_s = time.monotonic() + plan["layer_seconds"]
+    while time.monotonic() < until_s:
+        states, pairs = [EVERYTHING] * windows.count, []
+        for at in range(0, windows.count - 2 * long + 1, 2 * long):
+            treatment = draw.choice(treatments)
+            first, silent = draw.sample([at, at + long], 2)
+            states[first : first + long] = [TREATMENTS[treatment]] * long
+            states[silent : silent + long] = [TREATMENTS["nothing"]] * long
+            pairs.append((treatment, first, silent))
+        layers = windows.step(phase, states)
+        found += [(name, one_window(layers, a), one_window(layers, b)) for name, a, b in pairs]
+    return found
+
+
+def one_window(layers: Sequence[Any], first: int) -> tuple[float, float, float]:
+    mine = layers[first + SETTLING_LAYERS : first + SETTLING_LAYERS + WINDOW_LAYERS]
+    return mine[0][0], sum(took_s for _, took_s, _ in mine), max(cut_s for *_, cut_s in mine)
 
 
 # --- memplan's process: reads, samples and writes, as in a replay ---------------------------------
@@ -300,6 +426,7 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
     )  # fmt: skip
     writer = RunWriter(Path(scratch) / "run", header)
     attached, segments, due_s = False, 0, 0.0
+    sampled_s: list[float] = []
     said = WorkerWords(engine_start=0)
     draw = random.Random(SEED)
     while True:
@@ -318,6 +445,8 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
                     found, _ = read_witness(Path(scratch) / "witness.bin")
                     return {
                         "pairs": message["pairs"],
+                        "layers": message["layers"],
+                        "sampled_s": sampled_s,
                         "segments": segments,
                         "samples": writer.sample_count,
                         "policy": found.policy if found is not None else None,
@@ -336,6 +465,7 @@ def _served(ours: Any, engine: Any, probes: Any, witness: Any, scratch: str) -> 
             for probe in probes:
                 values |= probe.read()
             writer.sample(Sample(t_s=now_s, values=values))
+            sampled_s.append(now_s)
             due_s = now_s + SAMPLE_PERIOD_S
 
 
@@ -418,6 +548,97 @@ def row_of(threads: int, phase: str, treatment: str, pairs: Sequence[Any]) -> di
     }
 
 
+Estimate = npt.NDArray[np.float64]
+"""A statistic, and behind it the same of bootstrap resamples."""
+
+
+def estimate(values: Sequence[float], statistic: Callable[[Any], float]) -> Estimate:
+    draws, array = np.random.default_rng(SEED), np.asarray(values)
+    if not len(array):
+        return np.full(RESAMPLES + 1, math.nan)
+    resamples = (draws.choice(array, len(array)) for _ in range(RESAMPLES))
+    return np.array([statistic(array), *map(statistic, resamples)])
+
+
+def trimmed_mean(values: Any) -> float:
+    out = int(len(values) * TRIMMED_RATIO)
+    return float(np.sort(values)[out : len(values) - out].mean())
+
+
+def told(found: Estimate) -> dict[str, float]:
+    low, high = np.percentile(found[1:], [2.5, 97.5])
+    return {"value": float(found[0]), "low": float(low), "high": float(high)}
+
+
+def layers_row(run: dict[str, Any], phase: str) -> dict[str, Any]:
+    """What measuring costs, put together from parts (see the top of this file)."""
+    pairs = run["layers"][phase]
+
+    def ratios(treatment: str) -> list[float]:
+        mine = [pair for pair in pairs if pair[0] == treatment]
+        return [first[1] / silent[1] - 1 for _, first, silent in mine]
+
+    window_s = median(silent[1] for _, _, silent in pairs)
+
+    def of_events(times_s: Sequence[float]) -> Estimate:
+        """Part of the time: how much longer a window takes that has one of them in its first part, and
+        how many there are."""
+        at_s = np.sort(np.asarray(times_s))
+
+        def has_one(window: Any) -> bool:
+            began_s = window[0]
+            at = int(np.searchsorted(at_s, began_s))
+            return at < len(at_s) and at_s[at] < began_s + FIRST_PART_RATIO * window_s
+
+        costs = [
+            (one[1] - other[1]) / window_s
+            for _, *both in pairs
+            for one, other in (both, both[::-1])
+            if has_one(one) and not has_one(other)
+        ]
+        share = len(costs) / (2 * len(pairs)) / FIRST_PART_RATIO
+        return estimate(costs, np.median) * share
+
+    steps = [p for p in run["pairs"][phase] if p[0] == "everything"]
+    step_s = median(silent["wall_s"] for _, _, silent in steps)
+    differences = [(first["beside_s"] - silent["beside_s"]) / step_s for _, first, silent in steps]
+    parts = {
+        "inside_layers": estimate(ratios("everything"), np.median),
+        "beside": estimate(differences, trimmed_mean),
+        "slices": of_events([window[2] for _, *both in pairs for window in both]),
+        "samples": of_events(run["sampled_s"]),
+    }
+    null = estimate(ratios("nothing"), np.median)
+    return {
+        "threads": run["threads"],
+        "phase": phase,
+        "pairs": len(pairs),
+        "window_s": window_s,
+        **{name: told(part) for name, part in parts.items()},
+        "together": told(sum(parts.values(), np.zeros(RESAMPLES + 1))),
+        "null": told(null),
+        "inside_mean": told(estimate(ratios("everything"), trimmed_mean)),
+        "inside_by": {
+            name: told(estimate(ratios(name), np.median))
+            for name in ("tensors", "sampler")
+            if any(pair[0] == name for pair in pairs)
+        },
+    }
+
+
+def _layers_text_of(row: dict[str, Any]) -> str:
+    def text(part: str) -> str:
+        found = row[part]
+        return f"{found['value']:+.3%} [{found['low']:+.3%}, {found['high']:+.3%}]"
+
+    return (
+        f"{row['threads']} threads, {row['phase']:7} together {text('together')}: in its layers "
+        f"{text('inside_layers')} (null {text('null')}), beside the model {text('beside')}, slices "
+        f"{text('slices')}, samples {text('samples')}; {row['pairs']:,} pairs of "
+        f"{row['window_s'] * 1e3:.1f} ms"
+    )
+
+
 def _text_of(row: dict[str, Any]) -> str:
     wall, cpu, quiet, beside_ = (row[key] for key in ("wall", "cpu", "quiet_steps", "beside"))
     return (
@@ -433,6 +654,7 @@ def _text_of(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=70, help="of each phase and thread count")
+    parser.add_argument("--layer-seconds", type=float, default=70, help="the same, by layers")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="in flight while decoding")
     parser.add_argument(
         "--prompt-tokens", type=int, default=PROMPT_TOKENS, help="of a prefill step"
@@ -461,6 +683,7 @@ def main() -> None:
     treatments = list(TREATMENTS) if arguments.parts else [*["everything"] * 3, "nothing"]
     plan = {
         "seconds": arguments.seconds,
+        "layer_seconds": arguments.layer_seconds,
         "treatments": treatments,
         "requests": arguments.requests,
         "prompt_tokens": arguments.prompt_tokens,
@@ -474,7 +697,8 @@ def main() -> None:
             out = Path(scratch) / "pairs.json"
             # A process between us and the one that is stopped and continued, or a shell would notice.
             command = [sys.executable, __file__, "--memplan-side", str(threads), json.dumps(plan)]
-            subprocess.run([*command, str(out)], check=True, timeout=300 + 4 * arguments.seconds)
+            limit_s = 300 + 4 * (arguments.seconds + arguments.layer_seconds)
+            subprocess.run([*command, str(out)], check=True, timeout=limit_s)
             kept_pairs.append({"threads": threads, **json.loads(out.read_text())})
         if arguments.pairs is not None:
             with arguments.pairs.open("a") as file:
@@ -486,16 +710,22 @@ def main() -> None:
             row = row_of(threads, phase, treatment, pairs)
             rows.append({**row, "engines": sum(run["threads"] == threads for run in kept_pairs)})
             print(_text_of(rows[-1]), flush=True)
+    layers = [layers_row(run, phase) for run in kept_pairs for phase in run["layers"]]
+    for row in layers:
+        print(_layers_text_of(row), flush=True)
     result = {
-        "schema": "memplan.benchmark.overhead/1",
+        "schema": "memplan.benchmark.overhead/2",
         "rule": "ratio of mean step times of two neighbouring windows, everything on over everything "
         "off, less 1; median over pairs, 95 % interval by bootstrap; quiet_steps: ratio of the lower "
-        "quartiles of all single steps",
+        "quartiles of all single steps; layers: the same put together from the median of ratios of "
+        "neighbouring rows of layers, the mean of what steps take longer beside the model, and what "
+        "slices and samples cost the windows that they fall into",
         "seed": SEED,
         "requests": arguments.requests,
         "prompt_tokens": arguments.prompt_tokens,
         "sampler_policy": kept_pairs[-1]["policy"],
         "rows": rows,
+        "layers": layers,
         "machine": {
             "cpus": os.cpu_count(),
             "kernel": platform.release(),

@@ -26,7 +26,7 @@
 
 /* Set by the engine before it enters a part of the model: module << 8 | owner. */
 int32_t memplan_owner = 0;
-/* 0: tensors made from now on are not counted; for measuring what counting costs. */
+/* 0: nothing is counted, neither what is made nor what is freed; for measuring what counting costs. */
 int32_t memplan_counting = 1;
 
 /* Small tensors of the thread that takes the counts, since it booked them last; no other touches it, so
@@ -172,7 +172,6 @@ static void born(void *memory) {
 static void died(void *memory) {
   int64_t size = malloc_usable_size(memory);
   int is_small = size < SMALL;
-  if (is_small && !memplan_counting) return;
   if (is_small && is_ours) {
     ours.net -= size;
     return;
@@ -201,7 +200,7 @@ void *_ZN3c109alloc_cpuEm(size_t size) { /* c10::alloc_cpu(unsigned long) */
 void _ZN3c108free_cpuEPv(void *memory) { /* c10::free_cpu(void*) */
   static void (*call)(void *);
   if (!call) call = (void (*)(void *))original("_ZN3c108free_cpuEPv");
-  if (memory) died(memory);
+  if (memory && memplan_counting) died(memory);
   call(memory);
 }
 
@@ -220,6 +219,14 @@ void memplan_take_tensors(int64_t *out) {
   now.module_at_peak = 0;
   memcpy(now.by_owner_at_peak, now.by_owner, sizeof now.by_owner);
   give_lock();
+}
+
+/* Where nothing was counted for a while, what is remembered may be gone: forgets all of it, if it is much.
+ * What is live is wrong from then on. */
+void memplan_forget_tensors(void) {
+  if (remembered < SLOTS / 4) return;
+  memset(tensors, 0, sizeof tensors);
+  remembered = recent.count = 0;
 }
 
 /* Python's own heap: arenas of small objects, mapped one by one. */
