@@ -276,8 +276,11 @@ def test_layers_that_do_not_stay_are_not_resident(starts: Any, form: str) -> Non
     held = [one.facts.idle["engine.weight_files_resident"] for one in (plain, streamed)]
     # int4 layers are four runs of bytes each, and the pages at their ends stay.
     assert held[0] - held[1] == pytest.approx(away, rel=0.03)
-    saved = plain.facts.idle["host.rss"] - streamed.facts.idle["host.rss"]
-    assert saved > 0.9 * away  # two processes' heaps differ by some MB
+    # What malloc keeps free differs by up to 12 MB from one process to the next.
+    idle = [
+        one.facts.idle["host.rss"] - one.facts.idle["host.heap_free"] for one in (plain, streamed)
+    ]
+    assert idle[0] - idle[1] > 0.9 * away
     assert plain.answer.output_digest == streamed.answer.output_digest
 
 
