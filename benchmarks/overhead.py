@@ -73,7 +73,7 @@ FIRST_PART_RATIO = 0.5
 """Of the median window: nearly all are longer."""
 TRIMMED_RATIO = 0.01
 """Left out on either side, where a mean is taken."""
-RESAMPLES = 500
+RESAMPLES = 2000
 KEPT_RATIO = 0.75
 """Windows with more involuntary switches than this share of their kind are left out, on either side."""
 MODEL = """\
@@ -111,7 +111,7 @@ class Bench:
         self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
         self._forget_tensors = ctypes.CDLL(None).memplan_forget_tensors
         self._tensors = worker._runner._tensors
-        self._on = frozenset({"segments", "tensors", "sampler"})
+        self._on = EVERYTHING
         self._sent = 0
         self._paused_s = 0.0
         self._ran_s = 0.0
@@ -210,6 +210,10 @@ class Bench:
             worker._trimmer.after_release()
 
 
+LayerTime = tuple[float, float, float]
+"""When it began, what it took, and when a slice fell into it, or 0."""
+
+
 class LayerWindows:
     """Times each layer of the model: some with their tensors counted and the sampler reading, some
     without, as ``plan`` says. Segments and what they tell go on in all of them."""
@@ -230,7 +234,7 @@ class LayerWindows:
         self._at = 0
         self._on = EVERYTHING
         self._plan: Sequence[frozenset[str]] = ()
-        self.windows: list[tuple[float, float, float]] = []
+        self.windows: list[LayerTime] = []
         kind = type(layers[0])
         call = kind.__call__
 
@@ -251,8 +255,8 @@ class LayerWindows:
 
         kind.__call__ = timed
 
-    def step(self, phase: str, plan: Sequence[frozenset[str]]) -> list[tuple[float, float, float]]:
-        """Of each layer: when it began, what it took, and when a slice fell into it, or 0."""
+    def step(self, phase: str, plan: Sequence[frozenset[str]]) -> list[LayerTime]:
+        """One for each layer."""
         bench = self._bench
         bench._forget_tensors()
         self._plan, self._at, self.windows = plan, 0, []
@@ -303,10 +307,10 @@ def be_engine(fd: int) -> None:
         pairs, layers, windows = {}, {}, LayerWindows(bench)
         for phase in STEPS:
             pairs[phase] = measured_pairs(bench, phase, plan)
-            bench.switch(TREATMENTS["everything"])
+            bench.switch(EVERYTHING)
             layers[phase] = layer_pairs(windows, phase, plan)
     finally:
-        bench.switch(TREATMENTS["everything"])
+        bench.switch(EVERYTHING)
     channel.send({"type": "result", "pairs": pairs, "layers": layers})
 
 
@@ -354,7 +358,7 @@ def layer_pairs(windows: LayerWindows, phase: str, plan: dict[str, Any]) -> list
     return found
 
 
-def one_window(layers: Sequence[Any], first: int) -> tuple[float, float, float]:
+def one_window(layers: Sequence[LayerTime], first: int) -> LayerTime:
     mine = layers[first + SETTLING_LAYERS : first + SETTLING_LAYERS + WINDOW_LAYERS]
     return mine[0][0], sum(took_s for _, took_s, _ in mine), max(cut_s for *_, cut_s in mine)
 
@@ -481,34 +485,46 @@ def kept(pairs: Sequence[Any]) -> list[Any]:
     return [p for p in pairs if all(p[i + 1]["switches"] <= limits[i] for i in (0, 1))]
 
 
+Estimate = npt.NDArray[np.float64]
+"""A statistic, and behind it the same of bootstrap resamples."""
+
+
+def estimate(
+    values: Sequence[float], statistic: Callable[[Any], float], draws: np.random.Generator
+) -> Estimate:
+    array = np.asarray(values)
+    if not len(array):
+        return np.full(RESAMPLES + 1, math.nan)
+    resamples = (draws.choice(array, len(array)) for _ in range(RESAMPLES))
+    return np.array([statistic(array), *map(statistic, resamples)])
+
+
+def trimmed_mean(values: Any) -> float:
+    out = int(len(values) * TRIMMED_RATIO)
+    return float(np.sort(values)[out : len(values) - out].mean())
+
+
+def told(found: Estimate, name: str = "value") -> dict[str, float]:
+    """With its 95 % interval, by percentiles of the resamples."""
+    low, high = np.percentile(found[1:], [2.5, 97.5])
+    return {name: float(found[0]), "low": float(low), "high": float(high)}
+
+
 def effect(pairs: Sequence[Any], clock: str) -> dict[str, float]:
-    """Median of the paired ratios less 1, with a 95 % interval by bootstrap over pairs (percentiles of
-    2,000 seeded resamples), and the ratio of the sums."""
+    """Median of the paired ratios less 1, and the ratio of the sums."""
     ratios = [first[clock] / silent[clock] - 1 for _, first, silent in pairs]
-    draw = random.Random(SEED)
-    medians = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
     sums = [sum(pair[side][clock] for pair in pairs) for side in (1, 2)]
-    return {
-        "median": median(ratios),
-        "low": medians[49],
-        "high": medians[1949],
-        "of_sums": sums[0] / sums[1] - 1,
-    }
+    found = estimate(ratios, np.median, np.random.default_rng(SEED))
+    return {**told(found, "median"), "of_sums": sums[0] / sums[1] - 1}
 
 
 def beside(pairs: Sequence[Any]) -> dict[str, float]:
     """What steps take longer outside of the model's own computation, as a part of a silent step: median
-    of the paired differences, with a bootstrap 95 % interval. It hardly feels the machine's noise."""
+    of the paired differences. It hardly feels the machine's noise."""
     differences = [first["beside_s"] - silent["beside_s"] for _, first, silent in pairs]
     step_s = median(silent["wall_s"] for _, _, silent in pairs)
-    draw = random.Random(SEED)
-    medians = sorted(median(draw.choices(differences, k=len(differences))) for _ in range(2000))
-    return {
-        "median": median(differences) / step_s,
-        "low": medians[49] / step_s,
-        "high": medians[1949] / step_s,
-        "mean_s": mean(differences),
-    }
+    found = estimate(differences, np.median, np.random.default_rng(SEED)) / step_s
+    return {**told(found, "median"), "mean_s": mean(differences)}
 
 
 def quiet_effect(pairs: Sequence[Any]) -> dict[str, float]:
@@ -548,31 +564,10 @@ def row_of(threads: int, phase: str, treatment: str, pairs: Sequence[Any]) -> di
     }
 
 
-Estimate = npt.NDArray[np.float64]
-"""A statistic, and behind it the same of bootstrap resamples."""
-
-
-def estimate(values: Sequence[float], statistic: Callable[[Any], float]) -> Estimate:
-    draws, array = np.random.default_rng(SEED), np.asarray(values)
-    if not len(array):
-        return np.full(RESAMPLES + 1, math.nan)
-    resamples = (draws.choice(array, len(array)) for _ in range(RESAMPLES))
-    return np.array([statistic(array), *map(statistic, resamples)])
-
-
-def trimmed_mean(values: Any) -> float:
-    out = int(len(values) * TRIMMED_RATIO)
-    return float(np.sort(values)[out : len(values) - out].mean())
-
-
-def told(found: Estimate) -> dict[str, float]:
-    low, high = np.percentile(found[1:], [2.5, 97.5])
-    return {"value": float(found[0]), "low": float(low), "high": float(high)}
-
-
 def layers_row(run: dict[str, Any], phase: str) -> dict[str, Any]:
     """What measuring costs, put together from parts (see the top of this file)."""
     pairs = run["layers"][phase]
+    draws = np.random.default_rng(SEED)  # of all parts in turn, so that they can be added
 
     def ratios(treatment: str) -> list[float]:
         mine = [pair for pair in pairs if pair[0] == treatment]
@@ -597,18 +592,17 @@ def layers_row(run: dict[str, Any], phase: str) -> dict[str, Any]:
             if has_one(one) and not has_one(other)
         ]
         share = len(costs) / (2 * len(pairs)) / FIRST_PART_RATIO
-        return estimate(costs, np.median) * share
+        return estimate(costs, np.median, draws) * share
 
     steps = [p for p in run["pairs"][phase] if p[0] == "everything"]
     step_s = median(silent["wall_s"] for _, _, silent in steps)
     differences = [(first["beside_s"] - silent["beside_s"]) / step_s for _, first, silent in steps]
     parts = {
-        "inside_layers": estimate(ratios("everything"), np.median),
-        "beside": estimate(differences, trimmed_mean),
+        "inside_layers": estimate(ratios("everything"), np.median, draws),
+        "beside": estimate(differences, trimmed_mean, draws),
         "slices": of_events([window[2] for _, *both in pairs for window in both]),
         "samples": of_events(run["sampled_s"]),
     }
-    null = estimate(ratios("nothing"), np.median)
     return {
         "threads": run["threads"],
         "phase": phase,
@@ -616,10 +610,9 @@ def layers_row(run: dict[str, Any], phase: str) -> dict[str, Any]:
         "window_s": window_s,
         **{name: told(part) for name, part in parts.items()},
         "together": told(sum(parts.values(), np.zeros(RESAMPLES + 1))),
-        "null": told(null),
-        "inside_mean": told(estimate(ratios("everything"), trimmed_mean)),
+        "null": told(estimate(ratios("nothing"), np.median, draws)),
         "inside_by": {
-            name: told(estimate(ratios(name), np.median))
+            name: told(estimate(ratios(name), np.median, draws))
             for name in ("tensors", "sampler")
             if any(pair[0] == name for pair in pairs)
         },

@@ -224,9 +224,12 @@ void memplan_take_tensors(int64_t *out) {
 /* Where nothing was counted for a while, what is remembered may be gone: forgets all of it, if it is much.
  * What is live is wrong from then on. */
 void memplan_forget_tensors(void) {
-  if (remembered < SLOTS / 4) return;
-  memset(tensors, 0, sizeof tensors);
-  remembered = recent.count = 0;
+  take_lock();
+  if (remembered >= SLOTS / 4) {
+    memset(tensors, 0, sizeof tensors);
+    remembered = recent.count = 0;
+  }
+  give_lock();
 }
 
 /* Python's own heap: arenas of small objects, mapped one by one. */
