@@ -35,7 +35,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -59,9 +58,10 @@ SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 LATE_S = 0.005
 """A sample that is due for longer was held up by a stop of its process."""
-STEPS = {"prefill": 1, "decode": 1}
-"""Of a window. As few as can be, and none between two that is not timed: what others do to the machine
-lasts for many steps, so that neighbours share it, and next neighbours less."""
+PHASES = ("prefill", "decode", "ending")
+"""A part of a prompt is read; a token decoded for each request; a whole prompt is read and its request
+ends with its first token: what is told of it is sent at once, its KV given back, in a segment of its own.
+A window is one step: what others do to the machine lasts for many, so that neighbours share it."""
 REQUESTS, PROMPT_TOKENS = 2, 64
 """In flight while decoding, and in a prompt: short steps, where a fixed cost weighs most, and many
 pairs. The engine's defaults are up to 16 and 512."""
@@ -91,12 +91,10 @@ settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_token
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    steps_s: tuple[float, ...]
     wall_s: float
-    """Of one step, on average."""
     cpu_s: float
     beside_s: float
-    """Of it, not inside the runner's own ``run``: what closing, sending and booking take."""
+    """Not inside the runner's own ``run``: what closing, sending and booking take."""
     switches: int
 
 
@@ -108,9 +106,9 @@ class Bench:
         self._prompt_tokens = prompt_tokens
         self._stepper = worker._stepper
         self._memplan_pid, self._sampler_pid = pids
-        self._counting = ctypes.c_int32.in_dll(ctypes.CDLL(None), "memplan_counting")
-        self._forget_tensors = ctypes.CDLL(None).memplan_forget_tensors
         self._tensors = worker._runner._tensors
+        self._counting = self._tensors.counting
+        self._forget_tensors = ctypes.CDLL(None).memplan_forget_tensors
         self._on = EVERYTHING
         self._sent = 0
         self._paused_s = 0.0
@@ -148,41 +146,43 @@ class Bench:
 
     def window(self, phase: str, on: frozenset[str]) -> Window:
         self.switch(on)
-        steps = STEPS[phase]
-        if phase == "prefill":
-            for _ in range(steps):
-                self.submit(output_tokens=1)
+        if phase == "ending":
+            self.submit(output_tokens=1)
         step: Callable[[], None] = self._step if "segments" in on else self._silent_step
         self._ran_s = 0.0
-        before, cpu_s = _switches(), time.process_time()
-        times_s = [time.perf_counter()]
-        for _ in range(steps):
-            step()
-            times_s.append(time.perf_counter())
+        before, cpu_s, began_s = _switches(), time.process_time(), time.perf_counter()
+        step()
+        wall_s = time.perf_counter() - began_s
         cpu_s, switches = time.process_time() - cpu_s, _switches() - before
-        if phase == "decode":
-            self._forget(steps)
-        return Window(
-            steps_s=tuple(b - a for a, b in pairwise(times_s)),
-            wall_s=(times_s[-1] - times_s[0]) / steps,
-            cpu_s=cpu_s / steps,
-            beside_s=(times_s[-1] - times_s[0] - self._ran_s) / steps,
-            switches=switches,
-        )
+        self.forget_step(phase)
+        return Window(wall_s=wall_s, cpu_s=cpu_s, beside_s=wall_s - self._ran_s, switches=switches)
 
-    def _forget(self, tokens: int) -> None:
-        """Takes the newest tokens back, so that every window decodes the same positions: with a
-        context that grows, neighbours differ by more than what is to be measured."""
+    def forget_step(self, phase: str) -> None:
+        """Takes its tokens back, so that every window computes the same positions: with a context that
+        grows, neighbours differ by more than what is to be measured."""
         for sequence in self._worker._scheduler.running:
-            sequence.computed -= tokens
-            del sequence.output[-tokens:]
+            sequence.computed -= 1 if phase == "decode" else self._prompt_tokens
+            del sequence.output[-1:]
 
-    def submit(self, *, output_tokens: int) -> None:
+    def begin(self, phase: str, requests: int) -> None:
+        """Lets in whose steps are to be timed."""
+        self.switch(EVERYTHING)
+        for sequence in tuple(self._worker._scheduler.running):
+            self._stepper.cancel(sequence.request_id)
+        if phase == "prefill":
+            self.submit(output_tokens=1, parts=2)
+        elif phase == "decode":
+            for _ in range(requests):
+                self.submit(output_tokens=3000)
+            for _ in range(requests + 2):  # until all prompts are read
+                self._step()
+
+    def submit(self, *, output_tokens: int, parts: int = 1) -> None:
         from memplan.engines.sequence import Sequence as Request
 
         self._sent += 1
         draw = random.Random(self._sent)
-        prompt = [draw.randrange(1, 40_000) for _ in range(self._prompt_tokens)]
+        prompt = [draw.randrange(1, 40_000) for _ in range(parts * self._prompt_tokens)]
         self._stepper.submit(
             Request(request_id=f"r{self._sent}", prompt=prompt, output_tokens=output_tokens)
         )
@@ -260,13 +260,12 @@ class LayerWindows:
         bench = self._bench
         bench._forget_tensors()
         self._plan, self._at, self.windows = plan, 0, []
-        if phase == "prefill":
+        if phase == "ending":
             bench.submit(output_tokens=1)
         bench._step()
         self._plan = ()
         self._switch(EVERYTHING)
-        if phase == "decode":
-            bench._forget(1)
+        bench.forget_step(phase)
         return self.windows
 
     def _switch(self, on: frozenset[str]) -> None:
@@ -305,7 +304,8 @@ def be_engine(fd: int) -> None:
     bench = Bench(worker, channel.receive(None)[0]["pids"], plan["prompt_tokens"])
     try:
         pairs, layers, windows = {}, {}, LayerWindows(bench)
-        for phase in STEPS:
+        for phase in PHASES:
+            bench.begin(phase, plan["requests"])
             pairs[phase] = measured_pairs(bench, phase, plan)
             bench.switch(EVERYTHING)
             layers[phase] = layer_pairs(windows, phase, plan)
@@ -317,12 +317,6 @@ def be_engine(fd: int) -> None:
 def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
     """(treatment, first window, silent window) until the time is over."""
     draw = random.Random(f"{SEED}-{phase}")
-    if phase == "decode":
-        for _ in range(plan["requests"]):
-            bench.submit(output_tokens=3000)
-        bench.switch(TREATMENTS["nothing"])
-        for _ in range(plan["requests"] + 2):  # until all prompts are read
-            bench._silent_step()
     pairs = []
     until_s = time.monotonic() + plan["seconds"]
     while time.monotonic() < until_s:
@@ -528,7 +522,7 @@ def beside(pairs: Sequence[Any]) -> dict[str, float]:
 
 
 def quiet_effect(pairs: Sequence[Any]) -> dict[str, float]:
-    """Ratio of the lower quartiles of single steps, less 1, with a bootstrap 95 % interval over pairs.
+    """Ratio of the lower quartiles of steps, less 1, with a bootstrap 95 % interval over pairs.
 
     What others do to the machine makes some steps slow; what measures is in every step alike, so it is
     in the fast ones too, and there it can be told on a machine that is not ours alone.
@@ -537,7 +531,7 @@ def quiet_effect(pairs: Sequence[Any]) -> dict[str, float]:
     def ratio(of: Sequence[Any]) -> float:
         quartiles = []
         for side in (1, 2):
-            steps = sorted(s for pair in of for s in pair[side]["steps_s"])
+            steps = sorted(pair[side]["wall_s"] for pair in of)
             quartiles.append(steps[math.ceil(len(steps) / 4) - 1])
         return quartiles[0] / quartiles[1] - 1
 
@@ -708,9 +702,9 @@ def main() -> None:
         print(_layers_text_of(row), flush=True)
     result = {
         "schema": "memplan.benchmark.overhead/2",
-        "rule": "ratio of mean step times of two neighbouring windows, everything on over everything "
+        "rule": "ratio of the times of two neighbouring steps, everything on over everything "
         "off, less 1; median over pairs, 95 % interval by bootstrap; quiet_steps: ratio of the lower "
-        "quartiles of all single steps; layers: the same put together from the median of ratios of "
+        "quartiles of all steps; layers: the same put together from the median of ratios of "
         "neighbouring rows of layers, the mean of what steps take longer beside the model, and what "
         "slices and samples cost the windows that they fall into",
         "seed": SEED,

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from memplan.engines.allocator.preload import preloading
 from memplan.engines.torch.live_tensors import find_hook
 from memplan.engines.torch.prepare import cache_folder
+from memplan.errors import MachineError
 
 pytestmark = pytest.mark.live
 
@@ -29,6 +31,7 @@ size_of = lambda tensor: usable(tensor.untyped_storage().data_ptr())
 RANDOM_LIVES = (
     BOOKKEEPING
     + """
+SIZES = [16, 1_000, 15_000, 17_000, 70_000, 3_000_000]
 draw = random.Random(3)
 before = take().live_bytes
 held, live, most, wrong = [], 0, 0, 0
@@ -39,7 +42,7 @@ for turn in range(30_000):
         held[index] = held[-1]
         held.pop()
     else:
-        held.append(torch.empty(draw.choice((16, 1_000, 70_000, 3_000_000)), dtype=torch.uint8))
+        held.append(torch.empty(draw.choice(SIZES), dtype=torch.uint8))
         live += size_of(held[-1])
         most = max(most, live)
     if turn % 500 == 0:
@@ -48,6 +51,39 @@ for turn in range(30_000):
         most = live
 held.clear()
 print(json.dumps({"wrong": wrong, "left": take().live_bytes - before}))
+"""
+)
+
+CALLS = (
+    BOOKKEEPING
+    + """
+class Part(torch.nn.Module):
+    def forward(self, x, *, times, fails=False):
+        made = torch.ones(len(x), 1000)
+        if fails:
+            raise ValueError("as asked")
+        return made * times
+model = torch.nn.Sequential(Part(), torch.nn.Linear(1000, 10))
+hook.know_parts(model)
+hook.watch(is_on=True)
+x = torch.ones(100)
+made = model[0](x, times=3.0)
+try:
+    model[0](x, times=1.0, fails=True)
+    told = None
+except ValueError as error:
+    told = str(error)
+take()
+after = torch.ones(100, 1000)  # no part of the model makes it
+seen = take()
+hook.watch(is_on=False)
+print(json.dumps({
+    "sum": made.sum().item(),
+    "told": told,
+    "owners": sorted(name for name, size in seen.by_owner.items() if size >= 400_000),
+    "module": seen.module,
+    "is_as_before": model[0].forward.__func__ is Part.forward,
+}))
 """
 )
 
@@ -90,10 +126,11 @@ print(json.dumps({
 )
 
 
-def run_with_hook(script: str) -> Any:
+def run_with_hook(script: str, allocator: str = "system") -> Any:
     hook = find_hook(cache_folder())
     assert hook.library is not None, hook.reason
     env = {**os.environ, "LD_PRELOAD": str(hook.library)}
+    env |= preloading(allocator, env)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         capture_output=True, text=True, check=True, env=env,
@@ -101,8 +138,23 @@ def run_with_hook(script: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_random_lives_of_tensors_are_counted_to_the_byte() -> None:
-    assert run_with_hook(RANDOM_LIVES) == {"wrong": 0, "left": 0}
+@pytest.mark.parametrize("allocator", ["system", "jemalloc", "tcmalloc"])
+def test_random_lives_of_tensors_are_counted_to_the_byte(allocator: str) -> None:
+    try:
+        preloading(allocator, {})
+    except MachineError as error:
+        pytest.skip(str(error))
+    assert run_with_hook(RANDOM_LIVES, allocator) == {"wrong": 0, "left": 0}
+
+
+def test_a_part_is_called_as_it_would_be_and_owns_what_it_makes_only() -> None:
+    assert run_with_hook(CALLS) == {
+        "sum": 300_000,
+        "told": "as asked",
+        "owners": ["0", "step"],
+        "module": None,
+        "is_as_before": True,
+    }
 
 
 def test_the_peak_is_told_apart_by_the_part_of_the_model_that_made_it() -> None:

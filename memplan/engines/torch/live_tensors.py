@@ -70,9 +70,16 @@ class LiveTensors:
         self._take.argtypes = (ctypes.c_void_p,)
         address = ctypes.cast(self._take, ctypes.c_void_p).value or 0
         self.c_function = address, 8 * (3 + _OWNERS)
-        self._running = ctypes.c_int32.in_dll(process, "memplan_owner")
+        process.memplan_tensors_told.restype = ctypes.c_void_p
+        told = process.memplan_tensors_told()
+        self._running = ctypes.c_int32.from_address(told)
+        self.counting = ctypes.c_int32.from_address(told + 4)
+        """0: nothing is counted, for measuring what counting costs."""
         self._interpreter = process.memplan_interpreter_bytes
         self._interpreter.restype = ctypes.c_int64
+        self._counted = ctypes.PyDLL(None).memplan_part_function
+        self._counted.argtypes = (ctypes.py_object, ctypes.c_int32)
+        self._counted.restype = ctypes.py_object
         self._owners = [STEP, WEIGHTS]
         self._modules: list[str | None] = [None]
         self._watched: list[tuple[torch.nn.Module, Callable[..., Any]]] = []
@@ -109,8 +116,7 @@ class LiveTensors:
             self._watched.append((module, counted))
 
     def watch(self, *, is_on: bool) -> None:
-        """Turned off for small steps, whose tensors are too small to have an owner: a call costs
-        0.2 µs where it is on."""
+        """Turned off for small steps, whose tensors are too small to have an owner."""
         if is_on == self._is_watching:
             return
         self._is_watching = is_on
@@ -132,18 +138,6 @@ class LiveTensors:
                 return 0
             self._owners.append(owner)
         return self._owners.index(owner)
-
-    def _counted(self, forward: Callable[..., Any], running: int) -> Callable[..., Any]:
-        cell = self._running
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            before, cell.value = cell.value, running
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                cell.value = before
-
-        return counted
 
 
 def open_live_tensors() -> LiveTensors | str:
