@@ -60,7 +60,7 @@ LATE_S = 0.005
 """A sample that is due for longer was held up by a stop of its process."""
 PHASES = ("prefill", "decode", "ending")
 """A part of a prompt is read; a token decoded for each request; a whole prompt is read and its request
-ends with its first token: what is told of it is sent at once, its KV given back, in a segment of its own.
+ends with its first token: what is told of it is sent at once, its KV given back in a segment of its own.
 A window is one step: what others do to the machine lasts for many, so that neighbours share it."""
 REQUESTS, PROMPT_TOKENS = 2, 64
 """In flight while decoding, and in a prompt: short steps, where a fixed cost weighs most, and many

@@ -54,6 +54,8 @@ class BlockBook:
         """Keys that are in the tier and in nobody's hands, the longest unused first."""
         self._free_slots = list(range(slots - 1, -1, -1))
         self._slots = slots
+        self.is_plain = sharing == "off" and not slots
+        """Nothing is shared, kept or offloaded, ever."""
         self._moves: list[Move] = []
         self._freed: set[int] = set()
 
@@ -86,11 +88,6 @@ class BlockBook:
     def resident(self) -> int:
         """Blocks that may have been written, and whose memory was not given back."""
         return self.held + self.kept + self.leaving
-
-    @property
-    def is_plain(self) -> bool:
-        """Nothing is shared, kept or offloaded, ever."""
-        return self._sharing == "off" and not self._slots
 
     def gauges(self, block_bytes: int) -> dict[str, int]:
         """Bytes of blocks: those that running requests hold, whole, written or not; of them those that

@@ -104,7 +104,10 @@ class Scheduler:
 
     @property
     def waiting_count(self) -> int:
-        return sum(len(lane.waiting) for lane in self.lanes)
+        count = 0
+        for lane in self.lanes:  # asked at every step, between computations: no generator's frames
+            count += len(lane.waiting)
+        return count
 
     @property
     def reserved_blocks(self) -> int:

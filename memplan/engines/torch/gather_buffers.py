@@ -27,11 +27,8 @@ class GatherBuffers:
 
     def __init__(self) -> None:
         self._buffers: dict[int, _Buffer] = {}
-
-    @property
-    def resident_bytes(self) -> int:
+        self.resident_bytes = 0
         """Of the largest gathering so far, in whole pages."""
-        return sum(-(-one.used_bytes // PAGE_BYTES) * PAGE_BYTES for one in self._buffers.values())
 
     def gather(self, part: int, stored: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
         """``stored[blocks]``; ``part`` says in which buffer."""
@@ -47,7 +44,10 @@ class GatherBuffers:
         if held is None or held.memory.nbytes < size_bytes:
             self._buffers.pop(part, None)
             held = self._buffers[part] = _Buffer(_mapped(2 * size_bytes, dtype))
-        held.used_bytes = max(held.used_bytes, size_bytes)
+        if size_bytes > held.used_bytes:
+            held.used_bytes = size_bytes
+            used = (one.used_bytes for one in self._buffers.values())
+            self.resident_bytes = sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in used)
         return held.memory[:elements]
 
 
