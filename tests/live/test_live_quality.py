@@ -184,19 +184,21 @@ def test_what_cannot_be_scored_is_one_sentence(
     assert "\n" not in caught.value.message
 
 
-def test_a_text_in_token_ids_is_the_text(smollm2: Deployment, measured: Measured) -> None:
+def test_a_text_in_token_ids_is_the_text(smollm2: Deployment) -> None:
     """The model's own tokenizer gives the ids that a user could give."""
     from transformers import AutoTokenizer
 
     source = smollm2.model_file()
     tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     words = "The capital of France is Paris, and the river that runs through it is the Seine."
-    found = []
-    for passage in (words, tuple(tokenizer(words)["input_ids"])):
-        with quality_meter(own(passage)) as meter:
-            assert meter is not None
-            found.append(meter.quality_of(of(smollm2), to_the_end))
-    assert found[0] == found[1]
+    ids = tuple(tokenizer(words)["input_ids"])
+    with quality_meter(own(words, ids)) as meter:
+        assert meter is not None
+        found = meter.quality_of(of(smollm2), to_the_end)
+    assert found is not None
+    assert found.tokens == 2 * (len(ids) - 1)
+    assert found.kl_by_position[: len(ids) - 1] == found.kl_by_position[len(ids) - 1 :]
+    assert found.same_tokens % 2 == 0
 
 
 def test_a_profile_prints_quality_beside_memory(

@@ -86,8 +86,8 @@ def test_the_prompt_cache_is_found_and_named_without_being_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With llama.cpp's own default limit; memplan's default is none, and then nothing grows."""
-    grown = replayed(tmp_path / "on", capsys, ", prompt_cache: 8GiB", count=12, tokens=300)
-    still = replayed(tmp_path / "off", capsys, count=12, tokens=300)
+    grown = replayed(tmp_path / "on", capsys, ", prompt_cache: 8GiB", count=12, tokens=130)
+    still = replayed(tmp_path / "off", capsys, count=12, tokens=130)
     codes = {one["code"] for one in grown["findings"]}
     assert "prompt_cache_grows" in codes
     (finding,) = (one for one in grown["findings"] if one["code"] == "prompt_cache_grows")
