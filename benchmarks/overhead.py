@@ -45,15 +45,17 @@ import numpy.typing as npt
 SEED = 20261124
 THREADS = (1, 2)
 TREATMENTS = {
-    "everything": frozenset({"segments", "tensors", "sampler"}),
+    "everything": frozenset({"segments", "tensors", "owners", "sampler"}),
     "nothing": frozenset[str](),
     "segments": frozenset({"segments"}),
     "tensors": frozenset({"tensors"}),
+    "owners": frozenset({"owners"}),
     "sampler": frozenset({"sampler"}),
 }
 EVERYTHING = TREATMENTS["everything"]
 """What measures in the first window of a pair; nothing does in the second. ``segments`` includes
-memplan's own process, which reads them, samples every 100 ms and writes."""
+memplan's own process, which reads them, samples every 100 ms and writes; ``owners`` is calling the
+parts of the model in such a way that their tensors can be told apart."""
 SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 LATE_S = 0.005
@@ -129,8 +131,9 @@ class Bench:
         if ("tensors" in on) != ("tensors" in self._on):
             self._forget_tensors()
             self._counting.value = "tensors" in on
+        if ("owners" in on) != ("owners" in self._on):
             self._tensors.watch(is_on=False)
-            self._worker._runner._tensors = self._tensors if "tensors" in on else "not counted"
+            self._worker._runner._tensors = self._tensors if "owners" in on else "not told apart"
         if ("segments" in on) != ("segments" in self._on):
             if "segments" in on:
                 # What is sent twice a second shall be due as often as if nothing had been switched off.
@@ -215,8 +218,8 @@ LayerTime = tuple[float, float, float]
 
 
 class LayerWindows:
-    """Times each layer of the model: some with their tensors counted and the sampler reading, some
-    without, as ``plan`` says. Segments and what they tell go on in all of them."""
+    """Times each layer of the model: some with their tensors counted and told apart and the sampler
+    reading, some without, as ``plan`` says. Segments and what they tell go on in all of them."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -279,7 +282,7 @@ class LayerWindows:
 
     def _watch(self, is_on: bool) -> None:
         """Where the parts of this layer are watched in this step, as ``LiveTensors.watch``."""
-        if self._bench._tensors._is_watching and "tensors" not in self._plan[self._at]:
+        if self._bench._tensors._is_watching and "owners" not in self._plan[self._at]:
             for module, counted in self._watched[self._at]:
                 if is_on:
                     module.__dict__["forward"] = counted
@@ -607,7 +610,7 @@ def layers_row(run: dict[str, Any], phase: str) -> dict[str, Any]:
         "null": told(estimate(ratios("nothing"), np.median, draws)),
         "inside_by": {
             name: told(estimate(ratios(name), np.median, draws))
-            for name in ("tensors", "sampler")
+            for name in ("tensors", "owners", "sampler")
             if any(pair[0] == name for pair in pairs)
         },
     }

@@ -24,8 +24,8 @@
 #define SLOTS (1 << 15)    /* for older ones; half of them can be taken */
 #define ALLOCATE "_ZN3c109alloc_cpuEm"
 #define FREE "_ZN3c108free_cpuEPv"
-#define SMALL (16 << 10)   /* tensors below this many bytes are counted for owner 0: a decode step makes
-                              hundreds of them, which together hold next to nothing */
+#define SMALL (64 << 10)   /* tensors below this many bytes are counted for owner 0: a step makes
+                              thousands of them, one after the other, and few live at once */
 
 /* All that a small tensor touches beside its own size: one line of memory.
  *
@@ -56,7 +56,7 @@ struct tensor {
   uintptr_t address;
   int64_t size_owner; /* size << 8 | owner */
 };
-static struct tensor recent[RECENT] __attribute__((aligned(64))); /* the newest last */
+static struct tensor recent[RECENT] __attribute__((aligned(64))); /* the newest about last */
 static struct tensor older[SLOTS];
 
 static void take_lock(void) {
@@ -148,8 +148,7 @@ static int64_t forget(uintptr_t address) { /* -1: never remembered */
   for (int i = now.recent_count - 1; i >= 0; i--) {
     if (recent[i].address != address) continue;
     int64_t found = recent[i].size_owner;
-    now.recent_count--;
-    memmove(recent + i, recent + i + 1, (now.recent_count - i) * sizeof *recent);
+    recent[i] = recent[--now.recent_count]; /* nearly in order; to move the rest is a cold call */
     return found;
   }
   size_t slot = home_of(address);

@@ -32,7 +32,7 @@ REASON = "MEMPLAN_TENSOR_HOOK_MISSING"
 """How memplan tells the worker why there is no hook."""
 WEIGHTS, STEP = "weights", "step"
 """Owners of tensors that no part of the model makes: the weights; and a step's own inputs, what passes
-from part to part, and every tensor below 16 KiB."""
+from part to part, and every tensor below 64 KiB."""
 _OWNERS = 64
 """As in live_tensors.c."""
 
