@@ -7,7 +7,8 @@
  *
  * Between two steps of a model /proc/self/status costs as much to read as all else that a cut does. So
  * the mark comes from getrusage wherever it can, what is resident from statm, and what only the status
- * tells (shared memory, page tables, swap) is read every slice_s by our thread, while the engine goes on.
+ * tells is read by our thread, while the engine goes on: at a slice after what is mapped from files or
+ * shared has changed, and else every TOLD_S, for page tables and swap.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,6 +32,7 @@
 #define TENSOR_BYTES 1024   /* of a segment, at most */
 #define STACK_BYTES (256 << 10)
 #define LONG_WAIT_S 100e-6
+#define TOLD_S 0.25
 
 /* Of Python's stable interface, so that none of its headers is needed. */
 void *PyCFunction_NewEx(void *, void *, void *), *PyTuple_New(ssize_t);
@@ -50,7 +52,7 @@ enum { HWM, SHMEM, PAGE_TABLES, SWAP };
 struct record {
   double end_s;
   int64_t peak_bytes;
-  /* Bytes when it ended; the last three at most slice_s before. -1: not told by this kernel. */
+  /* Bytes when it ended; shmem at most slice_s before, the last two TOLD_S. -1: not told by this kernel. */
   int64_t resident_bytes, anon_bytes, file_bytes, shmem_bytes, page_tables_bytes, swap_bytes;
   int64_t is_end; /* of a segment, not of a slice */
 };
@@ -70,6 +72,8 @@ struct cuts {
   int64_t open_peak_bytes; /* of the open segment's slices so far */
   int count, ends;
   int64_t told[TOLD]; /* by the status that was read last */
+  int64_t shared_bytes, told_shared_bytes; /* of files and shared, now and when it was read */
+  double told_s;
   char text[4096], thread_text[4096], names[4096];
   struct record records[RECORDS];
   char tensors[ENDS][TENSOR_BYTES];
@@ -108,13 +112,14 @@ static int64_t high_water(struct cuts *cuts) {
   return largest > cuts->earlier_bytes ? largest : cuts->told[HWM];
 }
 
-static void read_resident(const struct cuts *cuts, struct record *read) {
+static void read_resident(struct cuts *cuts, struct record *read) {
   char text[128], *at = text;
   ssize_t length = pread(cuts->statm, text, sizeof text - 1, 0);
   text[length > 0 ? length : 0] = 0;
   strtoll(text, &at, 10); /* size */
   read->resident_bytes = strtoll(at, &at, 10) * cuts->page_bytes;
   int64_t shared_bytes = strtoll(at, &at, 10) * cuts->page_bytes, shmem_bytes = cuts->told[SHMEM];
+  cuts->shared_bytes = shared_bytes;
   read->anon_bytes = shmem_bytes < 0 ? -1 : read->resident_bytes - shared_bytes;
   if (shared_bytes < shmem_bytes) shmem_bytes = shared_bytes; /* it was read a moment ago */
   read->file_bytes = shmem_bytes < 0 ? -1 : shared_bytes - shmem_bytes;
@@ -252,13 +257,16 @@ static void *keep_cutting(void *given) {
       cuts->looked_s = at_s;
       continue;
     }
-    pthread_mutex_unlock(&cuts->lock);
-    int64_t told[TOLD];
-    read_status(cuts, cuts->thread_text, told);
-    pthread_mutex_lock(&cuts->lock);
-    memcpy(cuts->told, told, sizeof told);
-    at_s = now_s(cuts);
     if (!cuts->is_lost && at_s >= cuts->cut_s + cuts->slice_s) cut(cuts, 0);
+    if (cuts->shared_bytes != cuts->told_shared_bytes || at_s >= cuts->told_s + TOLD_S) {
+      int64_t told[TOLD], shared_bytes = cuts->shared_bytes;
+      pthread_mutex_unlock(&cuts->lock);
+      read_status(cuts, cuts->thread_text, told);
+      pthread_mutex_lock(&cuts->lock);
+      memcpy(cuts->told, told, sizeof told);
+      cuts->told_shared_bytes = shared_bytes;
+      cuts->told_s = at_s;
+    }
     if (at_s >= cuts->looked_s + cuts->look_s) {
       cuts->looked_s = at_s;
       pthread_mutex_unlock(&cuts->lock);
